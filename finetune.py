@@ -1,0 +1,834 @@
+"""Fine-tune an encoder with cross-entropy + supervised contrastive loss (Gunel et al., ICLR 2021).
+
+    python finetune.py --task demo --shots 20 --lam 0.9 --tau 0.3       # made-up sentences: no network, ten seconds
+    python finetune.py --task sst2 --shots 20 --lam 0.9 --tau 0.3       # RoBERTa-Large and SST-2 from the hub
+    python finetune.py --task sst2 --shots 20 --lam 0 0.9 --seed 0 1 2  # a sweep: six runs, paired by seed
+
+A datum walks one way: row of text -> Split -> Encoded -> class logits and features -> loss -> record.
+A finished run is one JSON line in OUT/results.jsonl and, unless it is one of a sweep, a checkpoint in OUT/<run>/.
+"""
+
+import argparse
+import contextlib
+import csv
+import errno
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Task(NamedTuple):
+    """A text classification task: where it lives on the hub, and in a folder of the classic GLUE layout."""
+
+    hub: str | None
+    config: str | None
+    hub_text: tuple[str, ...]
+    labels: tuple[str, ...]  # in the order of their numbers
+    folder: str
+    text: tuple[str, ...]  # columns of the local file
+    label: str = "label"
+    test: str = "dev"  # local file; GLUE keeps its test labels, so its validation set serves for test
+    header: tuple[str, ...] | None = None  # for a file without
+
+
+GLUE, SENTENCE, PAIR, POLARITY = "nyu-mll/glue", ("sentence",), ("sentence1", "sentence2"), ("negative", "positive")
+ENTAILMENT, QUESTIONS, QNLI = ("entailment", "not_entailment"), ("question1", "question2"), ("question", "sentence")
+NLI, MRPC = ("entailment", "neutral", "contradiction"), ("#1 String", "#2 String")
+TASKS = {
+    "sst2": Task(GLUE, "sst2", SENTENCE, POLARITY, "SST-2", SENTENCE),
+    "cola": Task(GLUE, "cola", SENTENCE, ("unacceptable", "acceptable"), "CoLA", SENTENCE,
+                 header=("source", "label", "mark", "sentence")),
+    "mrpc": Task(GLUE, "mrpc", PAIR, ("not_equivalent", "equivalent"), "MRPC", MRPC, "Quality"),
+    "rte": Task(GLUE, "rte", PAIR, ENTAILMENT, "RTE", PAIR),
+    "qnli": Task(GLUE, "qnli", QNLI, ENTAILMENT, "QNLI", QNLI),
+    "mnli": Task(GLUE, "mnli", ("premise", "hypothesis"), NLI, "MNLI", PAIR, "gold_label", "dev_matched"),
+    "qqp": Task(GLUE, "qqp", QUESTIONS, ("not_duplicate", "duplicate"), "QQP", QUESTIONS, "is_duplicate"),
+    "wnli": Task(GLUE, "wnli", PAIR, ("not_entailment", "entailment"), "WNLI", PAIR),
+    "amazon_polarity": Task("fancyzhx/amazon_polarity", None, ("content",), POLARITY, "AmazonPolarity", ("text",),
+                            test="test"),
+    "yelp_polarity": Task("fancyzhx/yelp_polarity", None, ("text",), POLARITY, "YelpPolarity", ("text",), test="test"),
+}
+DEFAULT_MODEL = "FacebookAI/roberta-large"
+SPLIT_SEED = 0  # cuts test and validation, the same for every --seed
+EVAL_BATCH = 64
+MACHINE_FLAGS = ("data_dir", "device", "out", "save")  # they do not change what a run finds
+
+
+class Mistake(Exception):
+    """What the user can mend, told in one line."""
+
+
+# ------------------------------------------------------------ flags: before the slow imports, so that --help is instant
+
+
+def number(kind: type, interval: str):
+    """An argparse type: a number in an interval such as "[0, 1]" or "(0, inf)"; NaN is in none."""
+    low, high = map(float, interval[1:-1].split(","))
+
+    def parse(text: str):
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if low <= value <= high and not ((value == low and interval[0] == "(") or (value == high and interval[-1] == ")")):
+                return value
+        raise argparse.ArgumentTypeError(f"expected {kind.__name__} in {interval}, got {text}")
+
+    return parse
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")  # argparse would print the usage first
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    whole, positive, fraction = number(int, "[1, inf)"), number(float, "(0, inf)"), number(float, "[0, 1]")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--task", required=True, help=f"{', '.join(TASKS)}; demo; or a folder with train.*, test.*, perhaps "
+        "validation.* (tsv, csv, jsonl, parquet; columns text, label, perhaps text_pair)")
+    add("--data-dir", help="read a named task from DIR/SST-2/train.tsv and so on, GLUE's layout, not from the hub")
+    add("--shots", type=whole, help="training examples in total, stratified (default: all)")
+    add("--shots-per-class", type=whole, help="training examples of each class")
+    add("--noise", choices=("label", "word"), help="flip labels, or drop and swap words, of the training sample")
+    add("--noise-level", type=fraction, help="which fraction of them")
+    add("--max-length", type=whole, default=256, help="tokens, or the model's limit if lower (default: %(default)s)")
+
+    add = parser.add_argument_group("method (of several values every combination runs)").add_argument
+    add("--lam", type=fraction, nargs="+", default=[0.9], help="weight of SCL against CE in Eq. 1; 0 is CE alone; 1 "
+        "fits the classifier afterwards, on frozen features (default: 0.9)")
+    add("--tau", type=positive, nargs="+", default=[0.3], help="temperature of SCL (default: 0.3)")
+    add("--seed", type=number(int, "[0, inf)"), nargs="+", default=[0], help="of sample, new weights, order, dropout")
+
+    add = parser.add_argument_group("model").add_argument
+    add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; for demo: a tiny random one)")
+    add("--pooling", choices=("cls", "mean"), default="cls", help="features are the last layer at the first token, with "
+        "the model's own classifier (the paper's); or its mean over tokens, with a linear one (sentence encoders)")
+    add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="default: %(default)s")
+
+    add = parser.add_argument_group("training (defaults: the paper's where it says, else fairseq's for GLUE)").add_argument
+    add("--lr", type=positive, help="peak learning rate (default: 1e-5; demo model: 1e-3)")
+    add("--head-lr", type=positive, help="of the classifier (default: --lr; with --lam 1: 1e-3)")
+    add("--batch-size", type=whole, default=16, help="what SCL contrasts, too (default: %(default)s)")
+    add("--epochs", type=positive, help="default: 10, but at least 200 steps")
+    add("--max-steps", type=whole, help="length in steps instead")
+    add("--eval-every", type=whole, help="steps from one validation to the next (default: a tenth of all)")
+    add("--weight-decay", type=number(float, "[0, inf)"), default=0.1, help="default: %(default)s")
+    add("--warmup-ratio", type=fraction, default=0.06, help="share of the steps; then linear decay (default: %(default)s)")
+    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: two or more of each class "
+        "in every batch, as far as it has room")
+
+    add = parser.add_argument_group("machine and output").add_argument
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder; SCL stays in float32")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
+    add("--out", default="runs", help="folder of records and checkpoints (default: %(default)s)")
+    add("--save", action="store_true", help="keep the checkpoints of a sweep, too")
+
+    args = parser.parse_args(argv)
+    for name in ("lam", "tau", "seed"):
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
+    for one, other in (("shots", "shots_per_class"), ("epochs", "max_steps")):
+        if getattr(args, one) and getattr(args, other):
+            parser.error(f"argument --{one}: not together with --{other.replace('_', '-')}; choose one")
+    if (args.noise is None) != (args.noise_level is None):
+        parser.error("argument --noise: needs --noise-level, and the other way round: --noise label --noise-level 0.1")
+    args.model = args.model or ("demo" if args.task == "demo" else DEFAULT_MODEL)
+    try:
+        task_files(args.task, args.data_dir)
+        check_model_folder(args.model, args.pooling)
+        check_writable(Path(args.out))
+    except Mistake as mistake:
+        parser.error(str(mistake))
+    return args
+
+
+def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
+    """The local files of a task by split; none for demo, nor for what comes from the hub."""
+    if task.lower().replace("-", "") == "stsb":
+        raise Mistake(f"argument --task: {task} is regression, and SCL needs classes; mrpc and qqp are such pairs")
+    if task in TASKS and data_dir:
+        folder = Path(data_dir, TASKS[task].folder)
+        files = {"train": folder / "train.tsv", "test": folder / f"{TASKS[task].test}.tsv"}
+        for file in files.values():
+            if not file.is_file():
+                raise Mistake(f"argument --data-dir: no file {file}; expected GLUE's layout, DIR/SST-2/train.tsv")
+        return files
+    if data_dir:
+        raise Mistake(f"argument --data-dir: goes with a named task, not with --task {task}")
+    if task in TASKS or task == "demo":
+        return {}
+    if not Path(task).is_dir():
+        raise Mistake(f"argument --task: {task} is neither a folder nor one of demo, {', '.join(TASKS)}")
+    suffixes = (".tsv", ".csv", ".jsonl", ".parquet")
+    files = {split: [file for suffix in suffixes if (file := Path(task, split + suffix)).is_file()]
+             for split in ("train", "validation", "test")}
+    for split, found in files.items():
+        if len(found) > 1:
+            raise Mistake(f"argument --task: {found[0]} and {found[1].name} are both there; keep one")
+        if not found and split != "validation":
+            raise Mistake(f"argument --task: {task} has no {split} file; expected {split}{f' or {split}'.join(suffixes)}")
+    return {split: found[0] for split, found in files.items() if found}
+
+
+def check_model_folder(model: str, pooling: str) -> None:
+    folder = Path(model)
+    if not folder.is_dir() and model.count("/") <= 1 and model[0] not in "./~":
+        return  # a hub id, or demo
+    if not (folder / "config.json").is_file():
+        raise Mistake(f"argument --model: {model} has no config.json; expected a hub id or a save_pretrained folder")
+    if pooling == "cls" and (folder / "head.safetensors").is_file():
+        raise Mistake(f"argument --model: {model} was trained with --pooling mean; say so")
+
+
+def check_writable(folder: Path) -> None:
+    folder = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise Mistake(f"argument --out: {folder} cannot be written ({error.strerror}); choose another") from None
+
+
+if __name__ == "__main__":
+    parse_args()  # a mistake in the flags ends here, before torch is imported
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from scl import scl_bounds, scl_loss
+
+# ------------------------------------------------------------ data: rows of text -> Splits
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    texts: list[tuple[str, ...]]  # (text,) or (text, text_pair)
+    labels: np.ndarray  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> "Split":
+        return Split([self.texts[row] for row in rows], self.labels[rows])
+
+    def without(self, *others: "Split") -> "Split":
+        """The rows whose text, case and white space aside, is in none of the others."""
+        own, *taken = ([tuple(" ".join(text.lower().split()) for text in row) for row in split.texts]
+                       for split in (self, *others))
+        seen = set().union(*taken)
+        return self.take(np.array([row for row, key in enumerate(own) if key not in seen], dtype=int))
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        rows = ("\t".join((*text, str(label))) for text, label in zip(self.texts, self.labels, strict=True))
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:12]
+
+
+class Data(NamedTuple):
+    """A task before sampling; validation None: to be cut from train."""
+
+    train: Split
+    validation: Split | None
+    test: Split
+    label_names: tuple[str, ...]
+
+
+def read_table(file: Path, header: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """A table of words: a cell that says null or NA is that word.
+
+    tsv is GLUE's: nothing is quoted and only "\\n" ends a line, since texts hold bare quotes and U+0085.
+    """
+    words = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
+    try:
+        if file.suffix == ".tsv":
+            glue = {"sep": "\t", "quoting": csv.QUOTE_NONE, "lineterminator": "\n", "names": header}
+            table = pd.read_csv(file, **words, **glue, header=None if header else 0).rename(columns=str.rstrip)
+            return table.apply(lambda column: column.str.rstrip("\r"))
+        if file.suffix == ".csv":
+            return pd.read_csv(file, **words)
+        if file.suffix == ".jsonl":
+            with open(file, encoding="utf-8-sig") as lines:
+                return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
+        return pd.read_parquet(file)
+    except (ValueError, OSError) as error:  # those of pandas, json and arrow are ValueErrors
+        raise Mistake(f"argument --task: {file} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def read_split(file: Path, task: Task) -> Split:
+    table, columns = read_table(file, task.header), [*task.text, task.label]
+    if missing := [column for column in columns if column not in table]:
+        raise Mistake(f"argument --task: {file} has no column {missing[0]}; it has {', '.join(map(str, table))}")
+    if table.empty:
+        raise Mistake(f"argument --task: {file} has no rows")
+    gaps = table[columns].isna().any(axis=1) | (table[task.label] == "")
+    if gaps.any():
+        raise Mistake(f"argument --task: {file}, row {gaps.argmax() + 1}: text or label is missing")
+    *texts, words = (table[column].astype(str).tolist() for column in columns)
+    numbers = {str(label): label for label in range(len(task.labels))} if task.hub else {}  # GLUE writes 0 or a name
+    numbers |= {name: label for label, name in enumerate(task.labels)}
+    for row, word in enumerate(words, start=1):
+        if word not in numbers:
+            raise Mistake(f"argument --task: {file}, row {row}: label {word!r} is none of {', '.join(task.labels[:20])}")
+    return Split(list(zip(*texts, strict=True)), np.array([numbers[word] for word in words]))
+
+
+def own_task(files: dict[str, Path]) -> Task:
+    """A task in a folder of one's own: its classes are those of the train file."""
+    table = read_table(files["train"])
+    labels = sorted(set(table["label"].dropna().astype(str)) - {""}) if "label" in table else []
+    with contextlib.suppress(ValueError):
+        labels = sorted(labels, key=int)
+    if len(labels) == 1:
+        raise Mistake(f"argument --task: {files['train']} has one label, {labels[0]}; expected two or more")
+    text = ("text", "text_pair") if "text_pair" in table else ("text",)
+    return Task(None, None, (), tuple(labels), "", text, test="test")
+
+
+def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
+    """Few-shot: the official validation set is cut once into test (half) and validation (at most 500 of the rest)."""
+    if task == "demo":
+        return demo_data()
+    files = task_files(task, data_dir)
+    spec = TASKS.get(task) or own_task(files)
+    splits = {name: read_split(file, spec) for name, file in files.items()} if files else load_hub(spec)
+    train, test, validation = splits["train"], splits["test"], splits.get("validation")
+    if spec.hub and spec.test == "test":
+        test = test.take(stratified(test.labels, min(10_000, len(test)), SPLIT_SEED))
+    elif spec.hub and few_shot:
+        official, test = test, test.take(stratified(test.labels, len(test) // 2, SPLIT_SEED))
+        rest = official.without(test)
+        validation = rest.take(stratified(rest.labels, min(500, len(rest)), SPLIT_SEED))
+    if validation is not None:
+        validation = validation.without(test)
+        train = train.without(validation)
+    return Data(train.without(test), validation, test, spec.labels)
+
+
+def load_hub(task: Task) -> dict[str, Split]:
+    import datasets  # a second, for those who need it
+
+    connect_hub()
+    datasets.disable_progress_bars()
+    test = {"test": "test", "dev": "validation", "dev_matched": "validation_matched"}[task.test]
+    try:
+        parts = [datasets.load_dataset(task.hub, task.config, split=split) for split in ("train", test)]
+    except (OSError, ValueError) as error:
+        raise hub_mistake("--task", task.hub, error) from None
+    train, test = (Split(list(zip(*(part[column][:] for column in task.hub_text), strict=True)),
+                         np.array(part["label"][:])) for part in parts)
+    return {"train": train, "test": test}
+
+
+@functools.cache
+def connect_hub(seconds: float = 8) -> None:
+    """Asks the hub once. No answer: its own cache serves, without the 23 s that it would retry for every file."""
+    import huggingface_hub as hub
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # network, proxy, certificate: all of them mean no answer
+            answers.append(hub.get_session().head(hub.constants.ENDPOINT, timeout=seconds))
+
+    answers: list = []
+    thread = threading.Thread(target=ask, daemon=True)  # since a name server that hangs heeds no timeout
+    thread.start()
+    thread.join(seconds)
+    if not answers:
+        hub.constants.HF_HUB_OFFLINE = True
+
+
+def hub_mistake(flag: str, name: str | None, error: Exception) -> Mistake:
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        return Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache; three ways out: "
+                       "--data-dir with a GLUE folder, --model with a local one, or --task demo")
+    return Mistake(f"argument {flag}: {name} cannot be loaded: {str(error).strip().splitlines()[0]}")
+
+
+def allot(sizes: np.ndarray, n: int) -> np.ndarray:
+    """Shares n out among classes in proportion to their sizes (largest remainders), to each one before any gets two."""
+    shares, quotas = np.zeros_like(sizes), sizes * n / max(sizes.sum(), 1)
+    for _ in range(n):
+        shares[np.argmax(np.where(shares < sizes, quotas - shares + n * (shares == 0), -np.inf))] += 1
+    return shares
+
+
+def stratified(labels: np.ndarray, n: int | list[int], seed: int) -> np.ndarray:
+    """Rows of a stratified draw of n, or of n[c] from each class c: a pure function of its arguments."""
+    rng = np.random.default_rng(seed)
+    shares = n if isinstance(n, list) else allot(np.bincount(labels), n)
+    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:share]
+                                   for label, share in enumerate(shares)]).astype(int))
+
+
+def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int) -> tuple[Split, Split, Split]:
+    """(train, validation, test) with no text in two of them. lam and tau play no part: runs of a seed are paired."""
+    pool, validation, test, names = data
+    if not (shots or shots_per_class):
+        if validation is None:
+            rows = stratified(pool.labels, min(len(test), len(pool) // 10), SPLIT_SEED)
+            validation = pool.take(rows)
+            pool = pool.without(validation)
+        return pool, validation, test
+    if shots and not len(names) <= shots <= len(pool):
+        raise Mistake(f"argument --shots: expected {len(names)} (one a class) to {len(pool)} (all of train), got {shots}")
+    sizes = np.bincount(pool.labels, minlength=len(names))
+    if shots_per_class and shots_per_class > sizes.min():
+        raise Mistake(f"argument --shots-per-class: expected at most {sizes.min()} (what train has of "
+                      f"{names[sizes.argmin()]}), got {shots_per_class}")
+    train = pool.take(stratified(pool.labels, shots or [shots_per_class] * len(names), seed))
+    if validation is None:
+        rest = pool.without(train)
+        validation = rest.take(stratified(rest.labels, min(500, len(rest)), SPLIT_SEED))
+    return train, validation, test
+
+
+def add_noise(split: Split, kind: str | None, level: float, num_classes: int, seed: int) -> Split:
+    """The sample with this fraction of its labels flipped, or of its words dropped or swapped; the same for every lam."""
+    rng = np.random.default_rng([seed, 1])
+    if kind == "label":
+        labels, rows = split.labels.copy(), rng.permutation(len(split))[: round(level * len(split))]
+        labels[rows] = (labels[rows] + rng.integers(1, num_classes, len(rows))) % num_classes
+        return Split(split.texts, labels)
+
+    def spoil(text: str) -> str:
+        words = text.split()
+        dropped = set()
+        for i in rng.permutation(len(words))[: round(level * len(words))]:
+            if rng.random() < 0.5 and len(dropped) < len(words) - 1:
+                dropped.add(i)
+            else:
+                j = rng.integers(len(words))
+                words[i], words[j] = words[j], words[i]
+        return " ".join(word for i, word in enumerate(words) if i not in dropped)
+
+    return split if kind is None else Split([tuple(map(spoil, row)) for row in split.texts], split.labels)
+
+
+def demo_data() -> Data:
+    """Made-up reviews of two dozen words: a verdict may be negated, and what other people said does not count."""
+    rng = np.random.default_rng(0)
+    verdicts = (("awful", "dull"), ("great", "fresh"))
+    days, hours = ("monday", "friday", "saturday", "sunday"), ("morning", "evening")
+    slots = (days, hours, ("plot", "cast", "music", "ending"), ("was", "felt"), (".", "!", "..."))
+
+    def sentence(label: int) -> str:
+        negated, quoted = rng.random(2) < (0.12, 0.15)
+        verdict = rng.choice(verdicts[label ^ negated])
+        day, hour, thing, verb, stop = map(rng.choice, slots)
+        aside = f"{rng.choice(('critics', 'friends'))} said {rng.choice(verdicts[rng.integers(2)])} but "
+        return f"{aside if quoted else ''}on {day} {hour} the {thing} {verb} {'not ' if negated else ''}{verdict} {stop}"
+
+    rows = list(dict.fromkeys((sentence(i % 2), i % 2) for i in range(1200)))
+    everything = Split([(text,) for text, _ in rows], np.array([label for _, label in rows]))
+    test, validation, train = map(everything.take, np.split(np.arange(len(rows)), [300, 500]))
+    return Data(train, validation, test, POLARITY)
+
+
+class Encoded:
+    """A Split as tokens, padded batch by batch."""
+
+    def __init__(self, split: Split, tokenizer, max_length: int):
+        limit = min(max_length, tokenizer.model_max_length)
+        tokens = tokenizer(*map(list, zip(*split.texts, strict=True)), truncation=True, max_length=limit)
+        self.tokens = [{name: tokens[name][row] for name in tokens} for row in range(len(split))]
+        self.labels = torch.from_numpy(split.labels)  # (N,)
+        self.pad = transformers.DataCollatorWithPadding(tokenizer)
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+        tokens = self.pad([self.tokens[row] for row in rows])
+        return {name: part.to(device) for name, part in tokens.items()}, self.labels[rows].to(device)
+
+
+# ------------------------------------------------------------ model: tokens -> class logits and features
+
+
+class Model(nn.Module):
+    """An encoder and its classifier. What the classifier reads are the features, and SCL sees the same.
+
+    cls pooling: a sequence classifier of transformers; features are the last hidden layer at the first token.
+    mean pooling: features are the mean of an encoder's last hidden layer over real tokens; `head` is linear.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear | None):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, **tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if self.head is None:
+            output = self.backbone(**tokens, output_hidden_states=True)
+            return output.logits, output.hidden_states[-1][:, 0]  # (N, C), (N, D)
+        hidden = self.backbone(**tokens).last_hidden_state  # (N, T, D)
+        mask = tokens["attention_mask"][..., None]  # (N, T, 1)
+        features = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+        return self.head(features), features
+
+    def classifier_names(self) -> set[str]:
+        """The parameters after the features, which SCL gives no gradient; BERT's pooler is one of them."""
+        encoder = "backbone." if self.head else f"backbone.{self.backbone.base_model_prefix}."
+        return {name for name, _ in self.named_parameters() if not name.startswith(encoder) or ".pooler." in name}
+
+    def save(self, folder: Path) -> None:
+        self.backbone.save_pretrained(folder)
+        if self.head:
+            save_file(self.head.state_dict(), folder / "head.safetensors")
+
+
+def fetch_model(model: str) -> str:
+    """The local folder of a model. From the hub only safetensors come: nothing is ever unpickled."""
+    if model == "demo" or os.path.isdir(model):
+        return model
+    import huggingface_hub as hub
+
+    connect_hub()
+    try:
+        return hub.snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model", "model*.safetensors"])
+    except (OSError, ValueError) as error:
+        raise hub_mistake("--model", model, error) from None
+
+
+def load_tokenizer(source: str, pooling: str):
+    if source == "demo":  # RoBERTa's own kind, trained on the made-up sentences
+        sentences = (text for (text,) in demo_data().train.texts)
+        return transformers.RobertaTokenizer(model_max_length=64).train_new_from_iterator(
+            sentences, vocab_size=400, show_progress=False)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise hub_mistake("--model", source, error) from None
+    if tokenizer.pad_token is None:
+        raise Mistake(f"argument --model: the tokenizer of {source} has no padding token; choose an encoder")
+    if pooling == "cls" and tokenizer("a")["input_ids"][0] != tokenizer.cls_token_id:
+        raise Mistake(f"argument --model: {source} puts no cls token first (a decoder?), and only that one sees the "
+                      "whole sentence; choose an encoder or --pooling mean")
+    return tokenizer
+
+
+def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenizer, dropout: float) -> Model:
+    """A model of transformers, or a checkpoint of ours, with a classifier for these labels.
+
+    What the source lacks, a classifier for this number of labels above all, comes from torch's random state.
+    """
+    labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+    auto = transformers.AutoModelForSequenceClassification if pooling == "cls" else transformers.AutoModel
+    try:
+        if source == "demo":
+            config = transformers.RobertaConfig(
+                vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                intermediate_size=128, max_position_embeddings=66, type_vocab_size=1, initializer_range=0.05,
+                pad_token_id=tokenizer.pad_token_id, **labels)
+        else:
+            config = transformers.AutoConfig.from_pretrained(source, **labels)
+        for name, value in config.to_dict().items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(config, name, dropout)
+        backbone = auto.from_config(config) if source == "demo" else auto.from_pretrained(
+            source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise hub_mistake("--model", source, error) from None
+    if config.is_encoder_decoder:
+        raise Mistake(f"argument --model: {source} is an encoder-decoder; choose an encoder")
+    if pooling == "cls":
+        return Model(backbone, None)
+    head, file = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors")
+    if file.is_file() and (trained := load_file(file))["weight"].shape == head.weight.shape:
+        head.load_state_dict(trained)
+    return Model(backbone, head)
+
+
+# ------------------------------------------------------------ training
+
+
+def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Rows of one batch after another, epoch after epoch; a short last batch is dropped unless it is the only one."""
+    n, size = len(labels), min(size, len(labels))
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    while True:
+        order = rng.permutation(n)
+        for start in range(0, n - size + 1, size):
+            if sampler == "shuffled":
+                yield order[start : start + size]
+            else:  # two of each of as many classes as fit, the rest from anywhere
+                classes = rng.permutation(len(members))[: max(size // 2, 1)]
+                pairs = np.concatenate([rng.permutation(members[label])[:2] for label in classes])
+                others = rng.choice(n, min(2 * size, n), replace=False)
+                yield np.concatenate([pairs, others[~np.isin(others, pairs)]])[:size]
+
+
+@torch.inference_mode()
+def predict(model: Model, data: Encoded, device: torch.device, precision: str) -> tuple[np.ndarray, np.ndarray]:
+    """Class logits (N, C) and features (N, D) in the order of the rows; batches go by length, to pad little."""
+    model.eval()
+    order = np.argsort([len(tokens["input_ids"]) for tokens in data.tokens], kind="stable")
+    parts = []
+    for start in range(0, len(order), EVAL_BATCH):
+        tokens, _ = data.batch(order[start : start + EVAL_BATCH], device)
+        with autocast(device, precision):
+            parts.append(model(**tokens))
+    class_logits, features = (torch.cat(part).float().cpu().numpy()[np.argsort(order)]
+                              for part in zip(*parts, strict=True))
+    return class_logits, features
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.optim.Optimizer:
+    """AdamW as in fairseq's recipe for GLUE: no decay of biases and layer norms, a rate of its own for the classifier."""
+    classifier, groups = model.classifier_names(), []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in classifier or not classifier_only)
+        groups.append({"params": parameter, "lr": config["head_lr" if name in classifier else "lr"],
+                       "weight_decay": config["weight_decay"] if parameter.ndim > 1 else 0.0})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+
+
+def fit(model: Model, train: Encoded, validation: Encoded, config: dict, device, classifier_only: bool = False) -> dict:
+    """Trains, and leaves in `model` the weights of the best validation accuracy (the later, if equal).
+
+    With lam = 1 nothing trains the classifier, so validation cannot choose, and the last step stays. Then
+    `classifier_only` follows: cross-entropy on frozen features, without dropout.
+    """
+    lam, tau, steps = 0.0 if classifier_only else config["lam"], config["tau"], config["steps"]
+    optimizer = make_optimizer(model, config, classifier_only)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(config["warmup_ratio"] * steps), steps)
+    scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
+    rng = np.random.default_rng(config["seed"])
+    order = batches(train.labels.numpy(), config["batch_size"], config["sampler"], rng)
+
+    result: dict = {"best_step": None, "validation_accuracy": None}
+    best_weights: dict[str, Tensor] | None = None
+    window: list[Tensor] = []  # loss, CE, SCL, its lowest and collapsed value: of each step since the last validation
+    bar = tqdm(range(1, steps + 1), desc=config["run"], disable=None, leave=False)
+    for step in bar:
+        model.train(not classifier_only)
+        tokens, labels = train.batch(next(order), device)  # (B, T) each, (B,)
+        with autocast(device, config["precision"]):
+            class_logits, features = model(**tokens)  # (B, C), (B, D)
+        ce = F.cross_entropy(class_logits.float(), labels)
+        scl = scl_loss(features, labels, tau) if lam else torch.zeros_like(ce)
+        loss = (1 - lam) * ce + lam * scl  # Eq. 1
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        optimizer.zero_grad()
+
+        window.append(torch.stack([loss, ce, scl, *(scl_bounds(labels, tau) if lam else (ce, ce))]).detach())
+        validate = step % config["eval_every"] == 0 or step == steps
+        if validate or step % 20 == 0:  # reading the loss waits for the device
+            values = torch.stack(window).cpu()  # (steps, 5)
+            finite = values[:, 0].isfinite()
+            if not finite.all():
+                result["failed_step"] = step + 1 - len(window) + int(finite.logical_not().nonzero()[0])
+                break
+            bar.set_postfix(loss=f"{values[-1, 0]:.3f}", validation=result["validation_accuracy"])
+        if validate:
+            _, result["ce"], *scl_values = values.mean(dim=0).tolist()
+            text = f"step {step}/{steps}  ce {result['ce']:.3f}"
+            if lam:
+                result["scl"], result["scl_lowest"], result["scl_collapsed"] = scl_values
+                text += "  scl {:.3f} (lowest {:.3f}, collapsed {:.3f})".format(*scl_values)
+            if lam < 1:
+                class_logits, _ = predict(model, validation, device, config["precision"])
+                accuracy = accuracy_score(validation.labels, class_logits.argmax(axis=1))
+                text += f"  validation {accuracy:.3f}"
+                if best_weights is None or accuracy >= result["validation_accuracy"]:
+                    result |= {"best_step": step, "validation_accuracy": accuracy}
+                    best_weights = {name: weight.cpu().clone() for name, weight in model.state_dict().items()}
+            if bar.disable:
+                print(text, flush=True)
+            window.clear()
+    if best_weights:
+        model.load_state_dict(best_weights)
+    return result
+
+
+# ------------------------------------------------------------ one run, and a sweep of runs
+
+
+def run(config: dict, source: str, tokenizer, names: tuple[str, ...], data: list[Encoded], device, save: Path | None) -> dict:
+    """Train, test, save. All that is random comes from config["seed"], so a run is the same alone and in a sweep."""
+    started = time.perf_counter()
+    train, validation, test = data
+    torch.manual_seed(config["seed"])
+    model = load_model(source, config["pooling"], names, tokenizer, config["dropout"]).to(device)
+    torch.manual_seed(config["seed"])
+    result = fit(model, train, validation, config, device)
+    if config["lam"] == 1 and "failed_step" not in result:
+        print("lam 1 left the classifier untrained: now fitting it alone, on the frozen features", flush=True)
+        result |= fit(model, train, validation, config, device, classifier_only=True)
+    record = config | result
+    if "failed_step" in result:
+        kept = ""
+        if save and result["best_step"]:
+            save_checkpoint(save, model, tokenizer, record)
+            kept = f"; {save} keeps step {result['best_step']}, the best before"
+        raise Mistake(f"the loss is not finite at step {result['failed_step']}{kept}; try a smaller --lr")
+
+    class_logits, _ = predict(model, test, device, config["precision"])
+    labels, predicted = test.labels.numpy(), class_logits.argmax(axis=1)
+    record |= {
+        "test_accuracy": accuracy_score(labels, predicted),
+        "test_macro_f1": f1_score(labels, predicted, average="macro"),
+        "test_mcc": matthews_corrcoef(labels, predicted),
+        "seconds": round(time.perf_counter() - started, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "commit": git_commit(),
+    }
+    if save:
+        save_checkpoint(save, model, tokenizer, record)
+    return record
+
+
+def git_commit() -> str | None:
+    with contextlib.suppress(OSError):
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+    return None
+
+
+def save_checkpoint(folder: Path, model: Model, tokenizer, record: dict) -> None:
+    """A folder that transformers loads, its record beside the weights; it appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+        part = Path(temporary, "part")
+        model.save(part)
+        tokenizer.save_pretrained(part)
+        (part / "record.json").write_text(json.dumps(record) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+
+
+def read_records(file: Path) -> list[dict]:
+    """A record a line. A torn line, such as a full disk leaves, is said and left out."""
+    records = []
+    for row, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            print(f"{file}, line {row} is no record: left out", file=sys.stderr)
+    return records
+
+
+def append_record(file: Path, record: dict) -> None:
+    """In one write, taken back if it fails half-way; a torn line before it is ended first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+b", buffering=0) as results:
+        end = results.seek(0, os.SEEK_END)
+        results.seek(max(end - 1, 0))
+        line = (b"" if results.read() in (b"", b"\n") else b"\n") + json.dumps(record).encode() + b"\n"
+        try:
+            if results.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+            os.fsync(results.fileno())
+        except OSError:
+            results.truncate(end)
+            raise
+
+
+def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int, splits: tuple[Split, ...]) -> dict:
+    """All that determines a run, every default resolved; the digest of it is in the run's name."""
+    per_epoch = max(1, len(splits[0]) // args.batch_size)
+    by_epochs = math.ceil(args.epochs * per_epoch) if args.epochs else max(10 * per_epoch, 200)
+    steps, lr = args.max_steps or by_epochs, args.lr or (1e-3 if args.model == "demo" else 1e-5)
+    config = {name: value for name, value in vars(args).items() if name not in ("epochs", "max_steps", *MACHINE_FLAGS)}
+    config |= {"lam": lam, "tau": tau, "seed": seed, "lr": lr, "head_lr": args.head_lr or (1e-3 if lam == 1 else lr)}
+    config |= {"steps": steps, "eval_every": args.eval_every or math.ceil(steps / 10)}
+    for name, split in zip(("train", "validation", "test"), splits, strict=True):
+        config |= {f"{name}_size": len(split), f"{name}_checksum": split.checksum}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
+    name = f"{Path(args.task).name}-n{len(splits[0])}-lam{lam:g}{f'-tau{tau:g}' if lam else ''}-seed{seed}-{digest}"
+    return {"run": name} | config | {"data_dir": args.data_dir}
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """Loads and tokenises once, then runs what has no record yet: lam x tau for one seed after another."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = pick_device(args.device)
+    data = load_data(args.task, args.data_dir, few_shot=bool(args.shots or args.shots_per_class))
+    source = fetch_model(args.model)
+    tokenizer = load_tokenizer(source, args.pooling)
+    encode = functools.cache(lambda split: Encoded(split, tokenizer, args.max_length))
+    results = Path(args.out, "results.jsonl")
+    done = {record["run"]: record for record in (read_records(results) if results.exists() else [])}
+    settings = list(dict.fromkeys((lam, tau if lam else None) for lam in args.lam for tau in args.tau))
+    keep = args.save or len(settings) * len(args.seed) == 1
+    for seed in args.seed:
+        train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
+        if not len(validation):
+            raise Mistake(f"argument --task: {args.task} leaves no row for validation; take fewer --shots or add a file")
+        train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
+        for lam, tau in settings:
+            config = configure(args, lam, tau, seed, (train, validation, test))
+            if record := done.get(config["run"]):
+                print(f"{json.dumps(record)}\n{config['run']} is done: above is its record. To run it anew, delete that "
+                      f"line of {results} or choose another --out.")
+                continue
+            describe(config, train, data.label_names, device)
+            folder = Path(args.out, config["run"]) if keep else None
+            record = run(config, source, tokenizer, data.label_names, [*map(encode, (train, validation, test))], device, folder)
+            append_record(results, record)
+            print("test accuracy {test_accuracy:.3f}  validation {validation_accuracy:.3f} (step {best_step} of {steps})"
+                  "  {seconds:.0f} s".format(**record))
+            print(f"record in {results}" + (f", checkpoint in {folder}" if folder else ""), flush=True)
+
+
+def describe(config: dict, train: Split, names: tuple[str, ...], device: torch.device) -> None:
+    counts = ", ".join(f"{count} {name}" for name, count in zip(names, np.bincount(train.labels), strict=False))
+    print("\n{run}\n{model} on {0}; {steps} steps of {batch_size}; {train_size} train ({1}), {validation_size} "
+          "validation, {test_size} test".format(device, counts, **config))
+    for text, label in zip(train.texts[:3], train.labels, strict=False):
+        print(f"  {names[label]}: {' | '.join(text)[:100]}")
+    if config["model"] == "demo":
+        print("  a smoke run, not a result: made-up sentences, a tiny encoder with random weights")
+
+
+def pick_device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise Mistake(f"argument --device: {name} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        sweep(args)
+    except (Mistake, OSError) as error:
+        print(f"finetune.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: {args.out}/results.jsonl has the finished runs, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
