@@ -77,11 +77,12 @@ class Mistake(Exception):
 def number(kind: type, interval: str):
     """An argparse type: a number in an interval such as "[0, 1]" or "(0, inf)"; NaN is in none."""
     low, high = map(float, interval[1:-1].split(","))
+    excluded = [end for end, bracket in ((low, interval[0]), (high, interval[-1])) if bracket in "()"]
 
     def parse(text: str):
         with contextlib.suppress(ValueError):
             value = kind(text)
-            if low <= value <= high and not ((value == low and interval[0] == "(") or (value == high and interval[-1] == ")")):
+            if low <= value <= high and value not in excluded:
                 return value
         raise argparse.ArgumentTypeError(f"expected {kind.__name__} in {interval}, got {text}")
 
@@ -115,11 +116,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("model").add_argument
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; for demo: a tiny random one)")
-    add("--pooling", choices=("cls", "mean"), default="cls", help="features are the last layer at the first token, with "
-        "the model's own classifier (the paper's); or its mean over tokens, with a linear one (sentence encoders)")
+    add("--pooling", choices=("cls", "mean"), default="cls", help="features: the last layer at the first token, with the "
+        "model's own classifier (the paper's); or its mean over tokens, with a linear one (for sentence encoders)")
     add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="default: %(default)s")
 
-    add = parser.add_argument_group("training (defaults: the paper's where it says, else fairseq's for GLUE)").add_argument
+    add = parser.add_argument_group("training (defaults: the paper's, else fairseq's for GLUE)").add_argument
     add("--lr", type=positive, help="peak learning rate (default: 1e-5; demo model: 1e-3)")
     add("--head-lr", type=positive, help="of the classifier (default: --lr; with --lam 1: 1e-3)")
     add("--batch-size", type=whole, default=16, help="what SCL contrasts, too (default: %(default)s)")
@@ -127,7 +128,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-steps", type=whole, help="length in steps instead")
     add("--eval-every", type=whole, help="steps from one validation to the next (default: a tenth of all)")
     add("--weight-decay", type=number(float, "[0, inf)"), default=0.1, help="default: %(default)s")
-    add("--warmup-ratio", type=fraction, default=0.06, help="share of the steps; then linear decay (default: %(default)s)")
+    add("--warmup-ratio", type=fraction, default=0.06, help="of the steps, then linear decay (default: %(default)s)")
     add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: two or more of each class "
         "in every batch, as far as it has room")
 
@@ -179,7 +180,7 @@ def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
         if len(found) > 1:
             raise Mistake(f"argument --task: {found[0]} and {found[1].name} are both there; keep one")
         if not found and split != "validation":
-            raise Mistake(f"argument --task: {task} has no {split} file; expected {split}{f' or {split}'.join(suffixes)}")
+            raise Mistake(f"argument --task: {task} has no {split} file; expected {split} with {', '.join(suffixes)}")
     return {split: found[0] for split, found in files.items() if found}
 
 
@@ -288,7 +289,7 @@ def read_split(file: Path, task: Task) -> Split:
     numbers |= {name: label for label, name in enumerate(task.labels)}
     for row, word in enumerate(words, start=1):
         if word not in numbers:
-            raise Mistake(f"argument --task: {file}, row {row}: label {word!r} is none of {', '.join(task.labels[:20])}")
+            raise Mistake(f"argument --task: {file}, row {row}: label {word!r} is none of {', '.join(task.labels[:9])}")
     return Split(list(zip(*texts, strict=True)), np.array([numbers[word] for word in words]))
 
 
@@ -391,7 +392,7 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
             pool = pool.without(validation)
         return pool, validation, test
     if shots and not len(names) <= shots <= len(pool):
-        raise Mistake(f"argument --shots: expected {len(names)} (one a class) to {len(pool)} (all of train), got {shots}")
+        raise Mistake(f"argument --shots: expected {len(names)} (the classes) to {len(pool)} (the rows), got {shots}")
     sizes = np.bincount(pool.labels, minlength=len(names))
     if shots_per_class and shots_per_class > sizes.min():
         raise Mistake(f"argument --shots-per-class: expected at most {sizes.min()} (what train has of "
@@ -404,7 +405,7 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
 
 
 def add_noise(split: Split, kind: str | None, level: float, num_classes: int, seed: int) -> Split:
-    """The sample with this fraction of its labels flipped, or of its words dropped or swapped; the same for every lam."""
+    """The sample with this fraction of its labels flipped, or of its words dropped or swapped."""
     rng = np.random.default_rng([seed, 1])
     if kind == "label":
         labels, rows = split.labels.copy(), rng.permutation(len(split))[: round(level * len(split))]
@@ -437,7 +438,8 @@ def demo_data() -> Data:
         verdict = rng.choice(verdicts[label ^ negated])
         day, hour, thing, verb, stop = map(rng.choice, slots)
         aside = f"{rng.choice(('critics', 'friends'))} said {rng.choice(verdicts[rng.integers(2)])} but "
-        return f"{aside if quoted else ''}on {day} {hour} the {thing} {verb} {'not ' if negated else ''}{verdict} {stop}"
+        claim = f"on {day} {hour} the {thing} {verb} {'not ' if negated else ''}{verdict} {stop}"
+        return aside + claim if quoted else claim
 
     rows = list(dict.fromkeys((sentence(i % 2), i % 2) for i in range(1200)))
     everything = Split([(text,) for text, _ in rows], np.array([label for _, label in rows]))
@@ -596,7 +598,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.optim.Optimizer:
-    """AdamW as in fairseq's recipe for GLUE: no decay of biases and layer norms, a rate of its own for the classifier."""
+    """AdamW with fairseq's settings for GLUE: no decay of biases and layer norms, the classifier at its own rate."""
     classifier, groups = model.classifier_names(), []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in classifier or not classifier_only)
@@ -669,12 +671,10 @@ def fit(model: Model, train: Encoded, validation: Encoded, config: dict, device,
 # ------------------------------------------------------------ one run, and a sweep of runs
 
 
-def run(config: dict, source: str, tokenizer, names: tuple[str, ...], data: list[Encoded], device, save: Path | None) -> dict:
-    """Train, test, save. All that is random comes from config["seed"], so a run is the same alone and in a sweep."""
+def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torch.device, save: Path | None) -> dict:
+    """Train, test, save: the record. What is random comes from config["seed"], so a sweep changes nothing."""
     started = time.perf_counter()
     train, validation, test = data
-    torch.manual_seed(config["seed"])
-    model = load_model(source, config["pooling"], names, tokenizer, config["dropout"]).to(device)
     torch.manual_seed(config["seed"])
     result = fit(model, train, validation, config, device)
     if config["lam"] == 1 and "failed_step" not in result:
@@ -696,7 +696,9 @@ def run(config: dict, source: str, tokenizer, names: tuple[str, ...], data: list
         "test_mcc": matthews_corrcoef(labels, predicted),
         "seconds": round(time.perf_counter() - started, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "commit": git_commit(),
     }
     if save:
@@ -770,6 +772,8 @@ def sweep(args: argparse.Namespace) -> None:
     """Loads and tokenises once, then runs what has no record yet: lam x tau for one seed after another."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if args.model == "demo":
+        torch.set_num_threads(1)  # so small that more threads only wait for each other
     device = pick_device(args.device)
     data = load_data(args.task, args.data_dir, few_shot=bool(args.shots or args.shots_per_class))
     source = fetch_model(args.model)
@@ -782,20 +786,22 @@ def sweep(args: argparse.Namespace) -> None:
     for seed in args.seed:
         train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
         if not len(validation):
-            raise Mistake(f"argument --task: {args.task} leaves no row for validation; take fewer --shots or add a file")
+            raise Mistake(f"argument --task: {args.task} leaves no row for validation; fewer --shots would")
         train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
         for lam, tau in settings:
             config = configure(args, lam, tau, seed, (train, validation, test))
             if record := done.get(config["run"]):
-                print(f"{json.dumps(record)}\n{config['run']} is done: above is its record. To run it anew, delete that "
-                      f"line of {results} or choose another --out.")
+                print(f"{json.dumps(record)}\n{config['run']} is done, see its record above; to run it anew, delete "
+                      f"that line of {results} or choose another --out")
                 continue
             describe(config, train, data.label_names, device)
             folder = Path(args.out, config["run"]) if keep else None
-            record = run(config, source, tokenizer, data.label_names, [*map(encode, (train, validation, test))], device, folder)
+            torch.manual_seed(seed)
+            model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout).to(device)
+            record = run(config, model, tokenizer, [*map(encode, (train, validation, test))], device, folder)
             append_record(results, record)
-            print("test accuracy {test_accuracy:.3f}  validation {validation_accuracy:.3f} (step {best_step} of {steps})"
-                  "  {seconds:.0f} s".format(**record))
+            print("test accuracy {test_accuracy:.3f}  validation {validation_accuracy:.3f} (step {best_step})  "
+                  "{seconds:.0f} s".format(**record))
             print(f"record in {results}" + (f", checkpoint in {folder}" if folder else ""), flush=True)
 
 
@@ -814,7 +820,7 @@ def pick_device(name: str | None) -> torch.device:
     try:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Mistake(f"argument --device: {name} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+        raise Mistake(f"argument --device: {name} is not to be had ({str(error).splitlines()[0]}); try cpu") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -825,7 +831,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"finetune.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {args.out}/results.jsonl has the finished runs, the same command goes on", file=sys.stderr)
+        print(f"\ninterrupted: {args.out} has every finished run, the same command goes on", file=sys.stderr)
         return 130
     return 0
 
