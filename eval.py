@@ -1,0 +1,325 @@
+"""What finetune.py wrote, scored, drawn and tabulated.
+
+    python eval.py score runs/RUN [RUN ...] [--task T]      # metrics on the test set, geometry of the features
+    python eval.py tsne runs/RUN_CE runs/RUN_SCL -o FIG.png # Figures 2 and 3 of the paper
+    python eval.py grid runs/results.jsonl -o FIG.png       # validation accuracy over lam x tau
+    python eval.py table runs/results.jsonl [...]           # markdown: paper's protocol, all seeds, paired difference
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="score | tsne | grid | table")
+    score = commands.add_parser("score", help="accuracy, macro-F1, MCC, confusion; cosines and silhouette of features")
+    tsne = commands.add_parser("tsne", help="t-SNE of the test features, a panel a run")
+    for command in (score, tsne):
+        command.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint folder")
+        command.add_argument("--task", help="another task than the run's own")
+        command.add_argument("--data-dir", help="where its GLUE files are (default: as the run had it)")
+        command.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    grid = commands.add_parser("grid", help="heat map of mean validation accuracy over lam x tau")
+    table = commands.add_parser("table", help="markdown, with the paired difference to CE per seed")
+    for command in (grid, table):
+        command.add_argument("files", nargs="+", metavar="RESULTS.jsonl")
+    for command in (tsne, grid):
+        command.add_argument("-o", "--output", required=True, metavar="FIG.png")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # a mistake ends here, before torch is imported
+
+import matplotlib
+import numpy as np
+import scipy.stats
+import transformers
+from sklearn.manifold import TSNE
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef, silhouette_score
+
+from finetune import Encoded, Mistake, load_data, load_model, load_tokenizer, pick_device, predict, read_records
+
+matplotlib.use("Agg")  # pictures go to files, with or without a screen
+import matplotlib.pyplot as plt
+
+COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"  # Okabe and Ito
+
+# ------------------------------------------------------------ checkpoints: score, tsne
+
+
+def test_set(folder: str, task: str | None, data_dir: str | None, device: str | None):
+    """A run's record, and labels, class logits and features of its test set (or of another task's)."""
+    file = Path(folder, "record.json")
+    if not file.is_file():
+        raise Mistake(f"{folder} is no checkpoint of finetune.py (no record.json); a sweep keeps its with --save")
+    record = json.loads(file.read_text())
+    few_shot = bool(record["shots"] or record["shots_per_class"])
+    data = load_data(task or record["task"], data_dir or record["data_dir"], few_shot)
+    if task is None and data.test.checksum != record["test_checksum"]:
+        raise Mistake(f"{folder} was tested on other data than {record['task']} holds now; give --task or --data-dir")
+    tokenizer = load_tokenizer(folder, record["pooling"])
+    names = tuple(transformers.AutoConfig.from_pretrained(folder).id2label.values())
+    if len(names) != len(data.label_names):
+        raise Mistake(f"argument --task: {folder} knows {len(names)} classes, {task} has {len(data.label_names)}")
+    chosen = pick_device(device)
+    model = load_model(folder, record["pooling"], names, tokenizer, dropout=0.0).to(chosen)
+    encoded = Encoded(data.test, tokenizer, record["max_length"])
+    return record, data, *predict(model, encoded, chosen, record["precision"])
+
+
+def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Mean cosine over pairs of one class, and over pairs of two classes; from class sums, without N x N."""
+    z = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
+    sizes = np.unique(labels, return_counts=True)[1]
+    sums = np.stack([z[labels == label].sum(axis=0) for label in np.unique(labels)])  # (C, D)
+    within, everything = (sums**2).sum(), (sums.sum(axis=0) ** 2).sum()
+    same_pairs = (sizes**2).sum()
+    intra = (within - len(z)) / (same_pairs - len(z)) if same_pairs > len(z) else np.nan
+    inter = (everything - within) / (len(z) ** 2 - same_pairs) if len(sizes) > 1 else np.nan
+    return float(intra), float(inter)
+
+
+def score(args: argparse.Namespace) -> None:
+    for folder in args.runs:
+        record, data, class_logits, features = test_set(folder, args.task, args.data_dir, args.device)
+        names, labels, predicted = data.label_names, data.test.labels, class_logits.argmax(axis=1)
+        intra, inter = cosines(features, labels)
+        print(f"\n{record['run']}: {args.task or record['task']}, {len(labels)} test examples\n"
+              f"accuracy {accuracy_score(labels, predicted):.4f}  "
+              f"macro-F1 {f1_score(labels, predicted, average='macro'):.4f}  "
+              f"MCC {matthews_corrcoef(labels, predicted):.4f}\n"
+              f"cosine within a class {intra:.3f}  between classes {inter:.3f}  "
+              f"silhouette {silhouette_score(features, labels, metric='cosine'):.3f}\n")
+        counts = confusion_matrix(labels, predicted, labels=range(len(names)))  # (true, predicted)
+        print_table(["true \\ predicted", *names], [[name, *row] for name, row in zip(names, counts, strict=True)])
+
+
+def print_table(header: list[str], rows: list[list]) -> None:
+    for cells in (header, ["---"] * len(header), *rows):
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def method(record: dict) -> str:
+    return f"CE + SCL ({record['lam']:g}, {record['tau']:g})" if record["lam"] else "CE"
+
+
+def shots(record: dict) -> str:
+    return f"{record['shots_per_class']} a class" if record["shots_per_class"] else str(record["shots"] or "all")
+
+
+def tsne(args: argparse.Namespace) -> None:
+    figure, (panels,) = plt.subplots(1, len(args.runs), figsize=(4.5 * len(args.runs), 4.8), squeeze=False)
+    reach = 0.0
+    for panel, folder in zip(panels, args.runs, strict=True):
+        record, data, class_logits, features = test_set(folder, args.task, args.data_dir, args.device)
+        labels, perplexity = data.test.labels, min(30, (len(features) - 1) / 3)
+        projection = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=0)
+        points = projection.fit_transform(features)  # (N, 2)
+        reach = max(reach, 1.05 * np.abs(points).max())
+        for label, name in enumerate(data.label_names):
+            panel.scatter(*points[labels == label].T, s=12, alpha=0.7, linewidths=0, label=name,
+                          color=COLOURS[label % len(COLOURS)], marker=MARKERS[label % len(MARKERS)])
+        accuracy = accuracy_score(labels, class_logits.argmax(axis=1))
+        task = args.task or record["task"]
+        panel.set_title(f"{task}, N = {shots(record)}, {method(record)}\ntest accuracy {100 * accuracy:.1f} %")
+    for panel in panels:
+        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="t-SNE 1", ylabel="t-SNE 2")
+    panels[0].legend()
+    save(figure, args.output)
+
+
+def save(figure, output: str) -> None:
+    figure.tight_layout()
+    try:
+        figure.savefig(output, dpi=150)
+    except (OSError, ValueError) as error:  # no such folder; no such format
+        raise Mistake(f"argument -o: {output} cannot be written: {error}") from None
+    print(f"picture in {output}")
+
+
+# ------------------------------------------------------------ records: grid, table
+
+SETTING = ("task", "shots", "shots_per_class", "model", "pooling", "noise", "noise_level", "batch_size", "sampler",
+           "precision", "dropout", "max_length", "weight_decay", "warmup_ratio")
+TUNED = ("lr", "head_lr", "steps", "eval_every")  # may differ between CE and CE + SCL, never within one of them
+Arm = dict[int, dict]  # records of one setting, lam and tau, by seed
+
+
+def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
+    """setting -> (lam, tau) -> seed -> record; refuses what must not be averaged."""
+    settings: dict[tuple, dict[tuple, Arm]] = {}
+    for file in files:
+        if not Path(file).is_file():
+            raise Mistake(f"argument RESULTS.jsonl: no file {file}; finetune.py writes OUT/results.jsonl")
+        for record in read_records(Path(file)):
+            try:
+                arms = settings.setdefault(tuple(record[name] for name in SETTING), {})
+                arm = arms.setdefault((record["lam"], record["tau"]), {})
+                first = next(iter(next(iter(arms.values()), {}).values()), record)
+                mixed = [name for name in TUNED if record[name] != next(iter(arm.values()), record)[name]]
+                mixed += ["test_checksum"] if record["test_checksum"] != first["test_checksum"] else []
+            except (KeyError, TypeError):
+                raise Mistake(f"argument RESULTS.jsonl: {file} holds a line that is no record of finetune.py") from None
+            where = f"{record['task']}, N = {shots(record)}, {method(record)}"
+            if record["seed"] in arm:
+                raise Mistake(f"argument RESULTS.jsonl: seed {record['seed']} is there twice for {where}; keep one")
+            if mixed:
+                other = next(iter(arm.values()), first)[mixed[0]]
+                raise Mistake(f"argument RESULTS.jsonl: {where} mixes {mixed[0]} {other} and {record[mixed[0]]}")
+            arm[record["seed"]] = record
+    if not settings:
+        raise Mistake(f"argument RESULTS.jsonl: no record in {', '.join(files)}")
+    return settings
+
+
+def values(arm: Arm, name: str) -> np.ndarray:
+    return np.array([record[name] for record in arm.values()])
+
+
+def grid(args: argparse.Namespace) -> None:
+    settings = read_arms(args.files)
+    if len(settings) > 1:
+        (one, _), (other, _), *_ = settings.items()
+        name, *pair = next(row for row in zip(SETTING, one, other, strict=True) if row[1] != row[2])
+        raise Mistake(f"argument RESULTS.jsonl: a grid is of one setting, these mix {name} {pair[0]} and {pair[1]}")
+    (arms,) = settings.values()
+    baseline = [arm for (lam, _), arm in arms.items() if lam == 0]
+    arms = {key: arm for key, arm in arms.items() if key[0] > 0}
+    if not arms:
+        raise Mistake("argument RESULTS.jsonl: no run with --lam above 0 to draw")
+    lams, taus = (sorted({key[i] for key in arms}) for i in (0, 1))
+    means = np.array([[100 * values(arms[lam, tau], "validation_accuracy").mean() if (lam, tau) in arms else np.nan
+                       for tau in taus] for lam in lams])  # (lam, tau)
+    figure, panel = plt.subplots(figsize=(1.6 + 0.9 * len(taus), 1.8 + 0.55 * len(lams)))
+    image = panel.imshow(means, cmap="cividis", aspect="auto", origin="lower")
+    for (row, column), mean in np.ndenumerate(means):
+        bright = mean > (np.nanmin(means) + np.nanmax(means)) / 2
+        panel.text(column, row, f"{mean:.1f}" if mean == mean else "-", ha="center", va="center",
+                   color="black" if bright else "white" if mean == mean else "black")
+    panel.set(xticks=range(len(taus)), xticklabels=taus, yticks=range(len(lams)), yticklabels=lams,
+              xlabel="temperature tau", ylabel="SCL weight lam")
+    record = next(iter(next(iter(arms.values())).values()))
+    counts = sorted({len(arm) for arm in arms.values()})
+    ce = f"; CE {100 * values(baseline[0], 'validation_accuracy').mean():.1f}" if baseline else ""
+    panel.set_title(f"{record['task']}, N = {shots(record)}: validation accuracy (%)\n"
+                    f"mean of {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds{ce}", fontsize=10)
+    figure.colorbar(image)
+    save(figure, args.output)
+
+
+def percent(mean: float, std: float | None = None) -> str:
+    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
+def top_three(arm: Arm) -> tuple[float, float]:
+    """The paper's protocol: mean and std of the test accuracy of the best three by validation.
+
+    Runs that tie at the cut are averaged over: the mean over every choice of three.
+    """
+    validation, test = values(arm, "validation_accuracy"), values(arm, "test_accuracy")
+    cut = np.sort(validation)[-3]
+    above, tied = test[validation > cut], test[validation == cut]
+    choices = np.array([[*above, *rest] for rest in itertools.combinations(tied, 3 - len(above))])  # (choices, 3)
+    return choices.mean(), choices.std(axis=1, ddof=1).mean()
+
+
+def paired_differences(ce: Arm, scl: Arm) -> np.ndarray:
+    """CE + SCL minus CE in test accuracy, of every seed that both have."""
+    seeds = [seed for seed in scl if seed in ce]
+    for seed, split in itertools.product(seeds, ("train", "validation", "test")):
+        if ce[seed][f"{split}_checksum"] != scl[seed][f"{split}_checksum"]:
+            raise Mistake(f"argument RESULTS.jsonl: CE and CE + SCL saw different {split} sets at seed {seed}")
+    return np.array([scl[seed]["test_accuracy"] - ce[seed]["test_accuracy"] for seed in seeds])
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Two-sided permutation test of mean 0 by flipping signs, exact up to 13 pairs; zero differences are kept."""
+    options = {"permutation_type": "samples", "n_resamples": 9999, "rng": 0}
+    return scipy.stats.permutation_test((differences,), np.mean, **options).pvalue
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's (1979) correction for as many tests as there are."""
+    order = np.argsort(p_values)
+    steps = np.minimum(1, np.sort(p_values) * np.arange(len(order), 0, -1))
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted.tolist()
+
+
+def table_row(arm: Arm, ce: Arm | None) -> dict:
+    """One line of the table: a setting, lam and tau; against CE, if there is any."""
+    record, test, n = next(iter(arm.values())), values(arm, "test_accuracy"), len(arm)
+    row = {name: record[name] for name in (*SETTING, "lr", "steps")} | {
+        "shots": shots(record),
+        "method": method(record),
+        "top 3 by validation": percent(*top_three(arm)) if n >= 10 else "",
+        "all seeds": percent(test.mean(), test.std(ddof=1) if n > 1 else None),
+        "n": n,
+        "test s.e.": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
+        "seeds": ", ".join(f"{seed}: {percent(arm[seed]['test_accuracy'])}" for seed in sorted(arm)),
+    }
+    if ce is None:
+        return row
+    differences = paired_differences(ce, arm)
+    pairs, other = len(differences), next(iter(ce.values()))
+    if pairs > 1:
+        mean, half = differences.mean(), scipy.stats.t.ppf(0.975, pairs - 1) * differences.std(ddof=1) / pairs**0.5
+        row["minus CE [95 %]"] = f"{100 * mean:+.1f} [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]"
+    if pairs >= 6:
+        row["p"] = sign_flip_p(differences)
+    notes = [f"{name} {record[name]:g}, CE {other[name]:g}" for name in TUNED if record[name] != other[name]]
+    row["note"] = "; ".join(notes + ([f"{pairs} pairs"] if pairs < max(n, len(ce)) else []))
+    return row
+
+
+def table(args: argparse.Namespace) -> None:
+    rows = []
+    for arms in read_arms(args.files).values():
+        ce = next((arm for (lam, _), arm in arms.items() if lam == 0), None)
+        for lam, tau in sorted(arms, key=lambda key: (key[0], key[1] or 0)):
+            rows.append(table_row(arms[lam, tau], ce if lam else None))
+    tested = [row for row in rows if "p" in row]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p"] = f"{p:.3f}"
+
+    setting = (*SETTING[2:], "lr", "steps")  # after task and shots; said once where the whole table shares it
+    shared = {name: rows[0][name] for name in setting if len({row[name] for row in rows}) == 1}
+    varying = [name for name in setting if name not in shared and name != "shots_per_class"]
+    columns = ["task", "shots", *varying, "method", "top 3 by validation", "all seeds", "n", "minus CE [95 %]", "p",
+               "test s.e.", "note"]
+    columns = [name for name in columns if any(row.get(name, "") != "" for row in rows)]
+    print(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None) + "\n")
+    print_table(columns, [["" if row.get(name) is None else row[name] for name in columns] for row in rows])
+    print("\nTest accuracy in %: mean ± sample std (ddof = 1) over n seeds. test s.e.: the binomial standard error that the "
+          "size of the test set alone leaves.\nminus CE: mean paired difference per seed, with Student's t interval"
+          + ("; p: sign-flip permutation test, Holm-corrected over the table." if tested else "."))
+    print("\nEvery seed:\n")
+    for row in rows:
+        print("- " + ", ".join(str(row[name]) for name in columns[: columns.index("method") + 1]) + f": {row['seeds']}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        {"score": score, "tsne": tsne, "grid": grid, "table": table}[args.command](args)
+    except (Mistake, OSError) as error:
+        print(f"eval.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
