@@ -301,8 +301,8 @@ def table(args: argparse.Namespace) -> None:
     columns = [name for name in columns if any(row.get(name, "") != "" for row in rows)]
     print(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None) + "\n")
     print_table(columns, [["" if row.get(name) is None else row[name] for name in columns] for row in rows])
-    print("\nTest accuracy in %: mean ± sample std (ddof = 1) over n seeds. test s.e.: the binomial standard error that the "
-          "size of the test set alone leaves.\nminus CE: mean paired difference per seed, with Student's t interval"
+    print("\nTest accuracy in %: mean ± sample std (ddof = 1) over n seeds. test s.e.: binomial standard error that "
+          "the size of the test set alone leaves.\nminus CE: mean paired difference per seed, with Student's t interval"
           + ("; p: sign-flip permutation test, Holm-corrected over the table." if tested else "."))
     print("\nEvery seed:\n")
     for row in rows:

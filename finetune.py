@@ -116,8 +116,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("model").add_argument
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; for demo: a tiny random one)")
-    add("--pooling", choices=("cls", "mean"), default="cls", help="features: the last layer at the first token, with the "
-        "model's own classifier (the paper's); or its mean over tokens, with a linear one (for sentence encoders)")
+    add("--pooling", choices=("cls", "mean"), default="cls", help="features: the last layer at the first token, with "
+        "the model's own classifier (the paper's); or its mean over tokens, with a linear one (for sentence encoders)")
     add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="default: %(default)s")
 
     add = parser.add_argument_group("training (defaults: the paper's, else fairseq's for GLUE)").add_argument
@@ -377,7 +377,7 @@ def allot(sizes: np.ndarray, n: int) -> np.ndarray:
 def stratified(labels: np.ndarray, n: int | list[int], seed: int) -> np.ndarray:
     """Rows of a stratified draw of n, or of n[c] from each class c: a pure function of its arguments."""
     rng = np.random.default_rng(seed)
-    shares = n if isinstance(n, list) else allot(np.bincount(labels), n)
+    shares = n if isinstance(n, list) else allot(np.bincount(labels, minlength=1), n)
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:share]
                                    for label, share in enumerate(shares)]).astype(int))
 
@@ -516,10 +516,12 @@ def load_tokenizer(source: str, pooling: str):
             sentences, vocab_size=400, show_progress=False)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise hub_mistake("--model", source, error) from None
-    if tokenizer.pad_token is None:
-        raise Mistake(f"argument --model: the tokenizer of {source} has no padding token; choose an encoder")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # decoders have none; the mask hides it
+    if tokenizer.model_max_length > 10**9:  # it does not say
+        tokenizer.model_max_length = getattr(config, "max_position_embeddings", 514) - 2  # RoBERTa counts from 2
     if pooling == "cls" and tokenizer("a")["input_ids"][0] != tokenizer.cls_token_id:
         raise Mistake(f"argument --model: {source} puts no cls token first (a decoder?), and only that one sees the "
                       "whole sentence; choose an encoder or --pooling mean")

@@ -1,0 +1,80 @@
+"""What the tests share: a tiny trained checkpoint, and GLUE folders with sentences of the tests' own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import finetune
+
+torch.set_num_threads(1)
+
+
+def run(out, *flags):
+    """main() for a run of the demo in a few steps; its records, oldest first."""
+    assert finetune.main(["--task", "demo", "--max-steps", "4", "--out", str(out), *map(str, flags)]) == 0
+    return finetune.read_records(Path(out, "results.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """One trained checkpoint per pooling, as folders."""
+    folders = {}
+    for pooling in ("cls", "mean"):
+        out = tmp_path_factory.mktemp(pooling)
+        (record,) = run(out, "--shots", 20, "--pooling", pooling, "--max-steps", 200)
+        folders[pooling] = out / record["run"]
+    return folders
+
+
+SUBJECTS = ("the soup", "our tram", "his sister", "a kite", "that lamp", "my neighbour", "the choir", "an owl")
+VERBS = ("sang", "waited", "fell", "smiled", "vanished", "turned", "slept", "shone", "left", "grew")
+
+
+def sentences(n, start=0):
+    """n different sentences; those of another start are others again."""
+    for i in range(start, start + n):
+        yield f"{SUBJECTS[i % 8]} {VERBS[i // 8 % 10]} {i} times"
+
+
+def write_lines(file, lines):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="")
+
+
+@pytest.fixture
+def glue(tmp_path):
+    """A folder in the GLUE layout: SST-2, CoLA, MNLI and MRPC, with what makes them hard to read."""
+    folder = tmp_path / "glue"
+    for split, n, start in (("train", 120, 0), ("dev", 40, 500)):
+        rows = list(enumerate(sentences(n, start)))
+        write_lines(folder / "SST-2" / f"{split}.tsv", ["sentence\tlabel", *(f"{text} \t{i % 2}" for i, text in rows)])
+        write_lines(folder / "CoLA" / f"{split}.tsv", [f"src\t{i % 2}\t*\t{text}" for i, text in rows])
+        names = ("entailment", "neutral", "contradiction")
+        name = "dev_matched" if split == "dev" else split
+        write_lines(folder / "MNLI" / f"{name}.tsv", [
+            "index\tpromptID\tpairID\tgenre\tp1\tp2\tp3\tp4\tsentence1\tsentence2\tlabel1\tgold_label",
+            *(f"{i}\t7\t7e\tfiction\t\t\t\t\t{text}\tindeed {text}\tneutral\t{names[i % 3]}" for i, text in rows)])
+        write_lines(folder / "MRPC" / f"{split}.tsv", [
+            "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+            *(f"{i % 2}\t1\t2\t{text}\tso {text}" for i, text in rows)])
+    return folder
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Writes a folder of one's own data: own(train=[...], test=[...], suffix="csv"), rows of (text, label)."""
+
+    def write(suffix="csv", header="text,label", **splits):
+        folder = tmp_path / "own"
+        for split, rows in splits.items():
+            if suffix == "jsonl":
+                lines = [json.dumps(dict(zip(header.split(","), row, strict=True))) for row in rows]
+            else:
+                separator = "\t" if suffix == "tsv" else ","
+                lines = [separator.join(map(str, row)) for row in (header.split(","), *rows)]
+            write_lines(folder / f"{split}.{suffix}", lines)
+        return folder
+
+    return write

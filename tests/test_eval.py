@@ -1,0 +1,224 @@
+"""eval.py: the statistics of the table against definitions, and every command on real records and checkpoints."""
+
+import itertools
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+from conftest import run, write_lines
+
+import eval as evaluate
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """CE and CE + SCL for two seeds, with checkpoints."""
+    out = tmp_path_factory.mktemp("pair")
+    records = run(out, "--shots", 20, "--lam", 0, 0.9, "--tau", 0.3, 0.5, "--seed", 0, 1, "--save")
+    return out, records
+
+
+def fake(seed, lam, test, validation=0.5, **other):
+    """A record of no run, as far as the table reads it."""
+    config = dict.fromkeys((*evaluate.SETTING, *evaluate.TUNED))
+    return config | {
+        "train_checksum": f"{seed}", "validation_checksum": f"{seed}",
+        "task": "sst2", "shots": 20, "lr": 1e-5, "steps": 200, "test_checksum": "t", "test_size": 400, "lam": lam,
+        "tau": 0.3 if lam else None, "seed": seed, "test_accuracy": test, "validation_accuracy": validation,
+    } | other
+
+
+def write(tmp_path, *records, name="results.jsonl"):
+    write_lines(tmp_path / name, map(json.dumps, records))
+    return tmp_path / name
+
+
+def rows(capsys, *argv):
+    """The table as dicts."""
+    assert evaluate.main(["table", *map(str, argv)]) == 0
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    lines = [[cell.strip() for cell in line] for line in lines]
+    width = len(lines[0])
+    return [dict(zip(lines[0], line + [""] * (width - len(line)), strict=True)) for line in lines[2:]]
+
+
+# ------------------------------------------------------------ table
+
+
+def test_table_mean_std_and_paired_difference(tmp_path, capsys):
+    ce, scl = [0.80, 0.82, 0.87], [0.84, 0.83, 0.88]
+    records = [fake(seed, lam, test) for lam, tests in ((0, ce), (0.9, scl)) for seed, test in enumerate(tests)]
+    first, second = rows(capsys, write(tmp_path, *records))
+    assert (first["method"], first["all seeds"], first["n"]) == ("CE", "83.0 ± 3.6", "3")  # sample std: 3.606
+    assert (second["method"], second["all seeds"]) == ("CE + SCL (0.9, 0.3)", "85.0 ± 2.6")
+    assert second["minus CE [95 %]"] == "+2.0 [-2.3, +6.3]"  # 4, 1, 1: std 1.732, t(2) 4.303
+    assert "p" not in second and "top 3 by validation" not in second
+    assert first["test s.e."] == "1.9"  # sqrt(.83 .17 / 400)
+
+
+def test_one_seed_has_no_std_and_no_interval(tmp_path, capsys):
+    _, second = rows(capsys, write(tmp_path, fake(0, 0, 0.8), fake(0, 0.9, 0.9)))
+    assert second["all seeds"] == "90.0" and "minus CE [95 %]" not in second
+
+
+def test_top_three_by_validation_averages_over_ties():
+    test, validation = [0.9, 0.8, 0.7, 0.6] + [0.1] * 6, [0.9, 0.8, 0.7, 0.7] + [0.1] * 6
+    arm = {seed: fake(seed, 0, test[seed], validation[seed]) for seed in range(10)}
+    mean, std = evaluate.top_three(arm)
+    either = [[0.9, 0.8, 0.7], [0.9, 0.8, 0.6]]
+    assert mean == pytest.approx(np.mean(either)) and std == pytest.approx(np.std(either, axis=1, ddof=1).mean())
+    backwards = dict(reversed(arm.items()))
+    assert evaluate.top_three(backwards) == pytest.approx((mean, std))
+
+
+def test_top_three_and_p_need_their_seeds(tmp_path, capsys):
+    def both(n):
+        records = (fake(s, lam, 0.8 + (s + lam) / 100, s / 100) for lam in (0, 0.9) for s in range(n))
+        return write(tmp_path, *records)
+
+    assert "p" not in rows(capsys, both(5))[1]
+    six = rows(capsys, both(6))[1]
+    assert six["p"] == "0.031" and "top 3 by validation" not in six  # 2 / 2**6
+    ten = rows(capsys, both(10))[1]
+    assert ten["p"] == "0.002" and ten["top 3 by validation"] == "88.9 ± 1.0"
+
+
+@pytest.mark.parametrize("differences", [[1, 2, 3, -1, 0, 4], [0, 0, 0, 0, 0, 1], [0] * 6, [5, 1, -2, -7, 3, 3, 0]])
+def test_p_is_the_share_of_sign_flips_at_least_as_far(differences):
+    flips = np.array(list(itertools.product((1, -1), repeat=len(differences)))) @ differences
+    expected = np.mean(np.abs(flips) >= abs(sum(differences)))
+    assert evaluate.sign_flip_p(np.array(differences) / 100) == pytest.approx(expected)
+
+
+def test_holm():
+    assert evaluate.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert evaluate.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert evaluate.holm([]) == []
+
+
+def test_settings_are_rows_of_their_own_and_what_differs_is_a_column(tmp_path, capsys):
+    records = [fake(s, lam, 0.8, shots=n, noise=noise, noise_level=0.1 if noise else None)
+               for s in (0, 1) for lam in (0, 0.9) for n in (20, 100) for noise in (None, "label")]
+    table = rows(capsys, write(tmp_path, *records))
+    assert len(table) == 8
+    settings = {(row["shots"], row["noise"], row["n"]) for row in table}
+    assert settings == set(itertools.product(("20", "100"), ("", "label"), ("2",)))
+
+
+def test_a_rate_that_differs_between_the_arms_is_said(tmp_path, capsys):
+    records = [fake(s, lam, 0.8, lr=1e-5 if lam else 2e-5) for s in (0, 1) for lam in (0, 0.9)]
+    _, scl = rows(capsys, write(tmp_path, *records))
+    assert scl["note"] == "lr 1e-05, CE 2e-05"
+
+
+def test_missing_pairs_are_said(tmp_path, capsys):
+    records = [fake(s, 0, 0.8) for s in range(4)] + [fake(s, 0.9, 0.8 + s / 100) for s in (1, 2, 9)]
+    _, scl = rows(capsys, write(tmp_path, *records))
+    assert scl["note"] == "2 pairs" and scl["minus CE [95 %]"].startswith("+1.5 ")
+
+
+@pytest.mark.parametrize("records, message", [
+    ([fake(0, 0, 0.8), fake(0, 0, 0.8)], "seed 0 is there twice for sst2, N = 20, CE; keep one"),
+    ([fake(0, 0.9, 0.8), fake(1, 0.9, 0.8, lr=1e-4)], "sst2, N = 20, CE + SCL (0.9, 0.3) mixes lr 1e-05 and 0.0001"),
+    ([fake(0, 0.9, 0.8), fake(1, 0.9, 0.8, steps=9)], "mixes steps 200 and 9"),
+    ([fake(0, 0, 0.8), fake(0, 0.9, 0.8, test_checksum="u")], "mixes test_checksum t and u"),
+    ([fake(0, 0, 0.8), fake(0, 0.9, 0.8, train_checksum="u")], "CE and CE + SCL saw different train sets at seed 0"),
+    ([{"task": "sst2"}], "holds a line that is no record of finetune.py"),
+    ([], "no record in"),
+])  # fmt: skip
+def test_what_must_not_be_averaged_is_refused(tmp_path, capsys, records, message):
+    assert evaluate.main(["table", str(write(tmp_path, *records))]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_duplicates_over_two_files_are_refused(tmp_path, capsys):
+    files = [str(write(tmp_path, fake(0, 0, 0.8), name=name)) for name in ("a.jsonl", "b.jsonl")]
+    assert evaluate.main(["table", *files]) == 2
+    assert "twice" in capsys.readouterr().err
+
+
+def test_a_missing_file(capsys):
+    assert evaluate.main(["table", "nowhere.jsonl"]) == 2
+    assert "no file nowhere.jsonl" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------ score, tsne, grid
+
+
+def test_cosines_equal_the_mean_over_pairs():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(30, 4)), np.arange(30) % 3
+    z = features / np.linalg.norm(features, axis=1, keepdims=True)
+    pairs = [(labels[i] == labels[j], z[i] @ z[j]) for i, j in itertools.combinations(range(30), 2)]
+    expected = [np.mean([cosine for same, cosine in pairs if same == wanted]) for wanted in (True, False)]
+    assert evaluate.cosines(features, labels) == pytest.approx(expected)
+
+
+def test_score_repeats_the_record(pair, capsys):
+    out, records = pair
+    assert evaluate.main(["score", *(str(out / record["run"]) for record in records[:2])]) == 0
+    printed = capsys.readouterr().out
+    for record in records[:2]:
+        assert f"accuracy {record['test_accuracy']:.4f}  macro-F1 {record['test_macro_f1']:.4f}" in printed
+        assert f"MCC {record['test_mcc']:.4f}" in printed
+    lines = [line for line in printed.splitlines() if line.startswith(("| negative", "| positive"))]
+    counts = np.array([line.strip("| ").split(" | ")[1:] for line in lines], dtype=int).reshape(2, 2, 2)
+    assert (counts.sum(axis=(1, 2)) == 300).all()
+    assert counts[0].trace() / 300 == pytest.approx(records[0]["test_accuracy"])
+
+
+def test_score_on_another_task(checkpoints, own, capsys):
+    rows = [("on friday evening the plot was great .", 1), ("on friday evening the plot was dull .", 0)]
+    for folder in checkpoints.values():
+        assert evaluate.main(["score", str(folder), "--task", str(own(train=rows * 2, test=rows * 2))]) == 0
+        assert "accuracy 1.0000" in capsys.readouterr().out
+
+
+def test_tsne_draws_a_panel_a_run(pair, tmp_path):
+    out, records = pair
+    figure = tmp_path / "tsne.png"
+    assert evaluate.main(["tsne", *(str(out / record["run"]) for record in records[:2]), "-o", str(figure)]) == 0
+    height, width, _ = matplotlib.image.imread(figure).shape
+    assert width > 1.6 * height
+
+
+def test_grid_draws_the_means(pair, tmp_path, monkeypatch):
+    out, records = pair
+    drawn = []
+    monkeypatch.setattr(evaluate, "save", lambda figure, output: drawn.append(figure))
+    assert evaluate.main(["grid", str(out / "results.jsonl"), "-o", "grid.png"]) == 0
+    panel = drawn[0].axes[0]
+    cells = [text.get_text() for text in panel.texts]
+    expected = [np.mean([100 * r["validation_accuracy"] for r in records if r["tau"] == tau]) for tau in (0.3, 0.5)]
+    assert cells == [f"{mean:.1f}" for mean in expected]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0.3", "0.5"]
+    assert "mean of 2 seeds; CE" in panel.get_title()
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["score", "nowhere"], "nowhere is no checkpoint of finetune.py"),
+    (["grid", "nowhere.jsonl", "-o", "x.png"], "no file nowhere.jsonl"),
+    (["dance"], "invalid choice: 'dance'"),
+    (["tsne", "runs"], "the following arguments are required: -o"),
+])  # fmt: skip
+def test_mistakes(capsys, argv, message):
+    try:
+        status = evaluate.main(argv)
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2 and message in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_grid_of_two_settings_is_refused(tmp_path, capsys):
+    file = write(tmp_path, fake(0, 0.9, 0.8), fake(0, 0.9, 0.8, shots=100))
+    assert evaluate.main(["grid", str(file), "-o", str(tmp_path / "x.png")]) == 2
+    assert "these mix shots 20 and 100" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
+
+
+def test_a_picture_that_cannot_be_written(pair, tmp_path, capsys):
+    out, _ = pair
+    assert evaluate.main(["grid", str(out / "results.jsonl"), "-o", str(tmp_path / "no" / "x.png")]) == 2
+    assert "argument -o" in capsys.readouterr().err

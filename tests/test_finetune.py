@@ -1,0 +1,448 @@
+"""finetune.py from the command line to the record: what a run promises, and what it says of a mistake."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import run, sentences, write_lines
+
+import finetune
+
+# ------------------------------------------------------------ a run and its record
+
+
+def without_times(record):
+    return {name: value for name, value in record.items() if name not in ("seconds", "commit")}
+
+
+def test_the_record_of_ce_and_scl(tmp_path):
+    (record,) = run(tmp_path, "--shots", 20, "--lam", 0.5, "--tau", 0.4)
+    assert (record["lam"], record["tau"], record["seed"], record["shots"], record["steps"]) == (0.5, 0.4, 0, 20, 4)
+    assert (record["train_size"], record["validation_size"], record["test_size"]) == (20, 200, 300)
+    assert 0 < record["scl_lowest"] <= record["scl"] and record["scl_collapsed"] == pytest.approx(math.log(15))
+    assert all(0 <= record[name] <= 1 for name in ("validation_accuracy", "test_accuracy", "test_macro_f1"))
+    assert record["best_step"] in range(1, 5) and record["ce"] > 0 and -1 <= record["test_mcc"] <= 1
+    assert {"torch", "transformers", "commit", "device", "seconds", "lr", "model", "train_checksum"} <= set(record)
+
+
+def test_the_same_run_alone_and_in_a_sweep_is_bit_identical(tmp_path):
+    flags = ("--shots", 20, "--tau", 0.1, 0.3, "--save")
+    sweep = run(tmp_path / "sweep", "--lam", 0, 0.9, "--seed", 1, 0, *flags)
+    assert [(r["lam"], r["tau"], r["seed"]) for r in sweep] == [
+        (0, None, 1), (0.9, 0.1, 1), (0.9, 0.3, 1), (0, None, 0), (0.9, 0.1, 0), (0.9, 0.3, 0)]
+    for among in (sweep[2], sweep[3]):
+        tau = among["tau"] or 0.7  # which lam 0 does not heed
+        lam, seed, out = among["lam"], among["seed"], tmp_path / f"alone{tau}"
+        (alone,) = run(out, "--shots", 20, "--lam", lam, "--tau", tau, "--seed", seed)
+        assert without_times(alone) == without_times(among)
+        weights = [folder / alone["run"] / "model.safetensors" for folder in (tmp_path / "sweep", out)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_runs_of_a_seed_are_paired_and_seeds_differ(tmp_path):
+    records = run(tmp_path, "--shots", 20, "--lam", 0, 0.3, 0.9, "--seed", 0, 1)
+    assert len({(r["seed"], r["train_checksum"]) for r in records}) == len({r["train_checksum"] for r in records}) == 2
+    assert len({r["test_checksum"] for r in records}) == len({r["validation_checksum"] for r in records}) == 1
+
+
+def test_lam_0_has_neither_tau_nor_scl(tmp_path):
+    (record,) = run(tmp_path, "--shots", 20, "--lam", 0)
+    assert record["tau"] is None and not [name for name in record if name.startswith("scl")]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, capsys):
+    run(tmp_path, "--shots", 20, "--seed", 0)
+    (again,) = run(tmp_path, "--shots", 20, "--seed", 0)
+    printed = capsys.readouterr().out
+    assert json.dumps(again) in printed and "to run it anew, delete that line of" in printed
+    assert len(run(tmp_path, "--shots", 20, "--seed", 0, 1)) == 2
+
+
+def test_a_torn_line_is_reported_and_the_next_record_is_whole(tmp_path, capsys):
+    run(tmp_path, "--shots", 20)
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write('{"run": "to')
+    assert len(run(tmp_path, "--shots", 20, "--seed", 1)) == 2
+    assert "line 2 is no record: left out" in capsys.readouterr().err
+
+
+def test_a_sweep_keeps_records_only_unless_told(tmp_path):
+    run(tmp_path, "--shots", 20, "--seed", 0, 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+@pytest.mark.parametrize("flags, steps, every", [
+    ((), 200, 20), (("--shots", 20), 200, 20), (("--epochs", "3"), 45, 5), (("--shots", 20, "--epochs", "0.5"), 1, 1),
+    (("--max-steps", "7", "--eval-every", "3"), 7, 3), (("--epochs", "30"), 450, 45),
+])  # fmt: skip
+def test_length_and_validations(flags, steps, every):
+    args = finetune.parse_args(["--task", "demo", *map(str, flags)])
+    splits = finetune.sample(finetune.demo_data(), args.shots, None, 0)
+    splits = (splits[0].take(np.arange(20 if args.shots else 240)), *splits[1:])
+    config = finetune.configure(args, 0.9, 0.3, 0, splits)
+    assert (config["steps"], config["eval_every"]) == (steps, every)
+
+
+def test_ten_epochs_where_they_are_more_than_200_steps():
+    args = finetune.parse_args(["--task", "demo", "--batch-size", "4"])
+    splits = [finetune.demo_data().train.take(np.arange(100))] * 3
+    assert finetune.configure(args, 0.9, 0.3, 0, splits)["steps"] == 250
+
+
+# ------------------------------------------------------------ training
+
+
+def parts(pooling="cls", **settings):
+    """What fit() takes, for 20 examples of the demo."""
+    data = finetune.demo_data()
+    tokenizer = finetune.load_tokenizer("demo", pooling)
+    torch.manual_seed(0)
+    model = finetune.load_model("demo", pooling, data.label_names, tokenizer, dropout=0.1)
+    train, validation, _ = finetune.sample(data, 20, None, 0)
+    config = {"run": "", "lam": 0.9, "tau": 0.3, "seed": 0, "steps": 3, "eval_every": 3, "lr": 1e-3, "head_lr": 1e-3,
+              "batch_size": 16, "sampler": "shuffled", "precision": "fp32", "weight_decay": 0.0, "warmup_ratio": 0.0}
+    encoded = [finetune.Encoded(split, tokenizer, 64) for split in (train, validation)]
+    return model, *encoded, config | settings, torch.device("cpu")
+
+
+def changed(model, before):
+    return {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+
+
+def snapshot(model):
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_scl_trains_the_encoder_and_not_the_classifier(pooling):
+    """Two public re-implementations compute SCL on detached features: they would change no weight here."""
+    model, *rest = parts(pooling, lam=1)
+    before = snapshot(model)
+    finetune.fit(model, *rest)
+    moved = changed(model, before)
+    assert not moved & model.classifier_names()
+    assert {name for name in moved if "layer.0" in name and name.endswith("query.weight")}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_ce_and_scl_give_the_encoder_another_gradient_than_ce(pooling):
+    gradients = {}
+    for lam in (0.0, 0.9):
+        model, train, _, config, device = parts(pooling)
+        tokens, labels = train.batch(np.arange(16), device)
+        model.eval()
+        class_logits, features = model(**tokens)
+        ce = torch.nn.functional.cross_entropy(class_logits, labels)
+        ((1 - lam) * ce + lam * finetune.scl_loss(features, labels, config["tau"])).backward()
+        gradients[lam] = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for name, ce_alone in gradients[0.0].items():
+        scl_part = gradients[0.9][name] - 0.1 * ce_alone
+        if name in model.classifier_names():
+            assert scl_part.abs().max() <= 1e-6
+        elif ".layer." in name and scl_part.ndim == 2:
+            assert scl_part.norm() > 1e-4 * ce_alone.norm(), name  # float32 rounds at 1e-7
+
+
+def test_lam_and_ce_share_batches_start_and_dropout():
+    """CE and CE + SCL start from the same weights and see the same rows: at lr 0 their CE is the same."""
+    values = [finetune.fit(*parts(lam=lam, lr=0.0, head_lr=0.0))["ce"] for lam in (0.0, 0.5)]
+    assert values[0] == values[1]
+
+
+def test_lam_1_fits_the_classifier_in_a_second_stage_on_frozen_features(tmp_path, capsys):
+    model, train, validation, config, device = parts(lam=1, steps=200, eval_every=200)
+    finetune.fit(model, train, validation, config, device)
+    before = snapshot(model)
+    result = finetune.fit(model, train, validation, config, device, classifier_only=True)
+    assert changed(model, before) <= model.classifier_names()
+    assert result["validation_accuracy"] > 0.7
+    (record,) = run(tmp_path, "--shots", 20, "--lam", 1)
+    assert record["head_lr"] == 1e-3 and record["scl"] > 0 and record["validation_accuracy"] > 0
+    assert "now fitting it alone, on the frozen features" in capsys.readouterr().out
+
+
+def test_the_best_validation_is_kept_and_the_later_of_equals(monkeypatch):
+    accuracies = iter([0.5, 0.7, 0.7, 0.6])
+    monkeypatch.setattr(finetune, "accuracy_score", lambda labels, predicted: next(accuracies))
+    model, train, validation, config, device = parts(steps=4, eval_every=1)
+    seen = []
+    predict = finetune.predict
+    monkeypatch.setattr(finetune, "predict", lambda model, *rest: seen.append(snapshot(model)) or predict(model, *rest))
+    result = finetune.fit(model, train, validation, config, device)
+    assert (result["best_step"], result["validation_accuracy"]) == (3, 0.7)
+    assert not changed(model, seen[2]) and changed(model, seen[3])
+
+
+def test_head_lr_is_the_classifier_s():
+    model, *rest = parts(lam=0.5, lr=0.0, head_lr=1e-3)
+    before = snapshot(model)
+    finetune.fit(model, *rest)
+    assert changed(model, before) == {name for name in model.classifier_names() if name in before}
+
+
+def test_dropout_is_set_and_0_is_heeded():
+    data, tokenizer = finetune.demo_data(), finetune.load_tokenizer("demo", "cls")
+    for dropout in (0.0, 0.25):
+        model = finetune.load_model("demo", "cls", data.label_names, tokenizer, dropout)
+        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {dropout}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_agrees_within_its_rounding(precision):
+    full = finetune.fit(*parts(lam=0.9, lr=1e-5, head_lr=1e-5))
+    low = finetune.fit(*parts(lam=0.9, lr=1e-5, head_lr=1e-5, precision=precision))
+    assert low["scl"] == pytest.approx(full["scl"], rel=0.02) and low["ce"] == pytest.approx(full["ce"], rel=0.02)
+
+
+def test_predictions_come_in_the_order_of_the_rows():
+    model, _, validation, _, device = parts()
+    class_logits, features = finetune.predict(model, validation, device, "fp32")
+    assert (class_logits.shape, features.shape) == ((200, 2), (200, 64))
+    model.eval()
+    for row in (0, 57, 199):
+        tokens, _ = validation.batch(np.array([row]), device)
+        assert np.allclose(model(**tokens)[0].detach().numpy()[0], class_logits[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler, noise", [("balanced", "label"), ("shuffled", "word")])
+def test_noise_and_sampler_reach_the_run(tmp_path, sampler, noise):
+    clean = run(tmp_path, "--shots", 20)[0]
+    spoiled = run(tmp_path, "--shots", 20, "--noise", noise, "--noise-level", 0.3, "--sampler", sampler)[1]
+    assert spoiled["train_checksum"] != clean["train_checksum"] and spoiled["sampler"] == sampler
+    assert [spoiled[f"{s}_checksum"] == clean[f"{s}_checksum"] for s in ("validation", "test")] == [True, True]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, capsys):
+    flags = ["--task", "demo", "--shots", "20", "--max-steps", "60", "--eval-every", "1", "--warmup-ratio", "1"]
+    assert finetune.main([*flags, "--lr", "1e38", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "the loss is not finite at step" in error and "the best before" in error
+    assert not (tmp_path / "results.jsonl").exists()
+    (folder,) = tmp_path.iterdir()
+    assert all(weight.isfinite().all() for weight in finetune.load_file(folder / "model.safetensors").values())
+
+
+def test_ctrl_c_ends_with_one_line_and_whole_records(tmp_path, monkeypatch, capsys):
+    run(tmp_path, "--shots", 20)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "fit", interrupt)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    code = finetune.main(["--task", "demo", "--shots", "20", "--seed", "5", "--out", str(tmp_path)])
+    assert code == 130 and (tmp_path / "results.jsonl").read_bytes() == before
+    assert "interrupted" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 2
+
+
+# ------------------------------------------------------------ checkpoints
+
+
+def test_a_cls_checkpoint_is_an_ordinary_classifier(checkpoints):
+    classify = transformers.pipeline("text-classification", model=str(checkpoints["cls"]))
+    answers = classify(["on friday evening the plot was great .", "on friday evening the plot was dull ."])
+    assert [answer["label"] for answer in answers] == ["positive", "negative"]
+
+
+def test_a_mean_checkpoint_is_an_encoder_with_a_head_beside_it(checkpoints):
+    folder = checkpoints["mean"]
+    record = json.loads((folder / "record.json").read_text())
+    encoder, tokenizer = (auto.from_pretrained(folder) for auto in (transformers.AutoModel, transformers.AutoTokenizer))
+    head = finetune.load_file(folder / "head.safetensors")
+    test = finetune.demo_data().test
+    tokens = tokenizer([text for (text,) in test.texts], padding=True, return_tensors="pt")
+    hidden, mask = encoder(**tokens).last_hidden_state, tokens["attention_mask"][..., None]
+    features = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+    predicted = (features @ head["weight"].T + head["bias"]).argmax(dim=1).numpy()
+    assert (predicted == test.labels).mean() == pytest.approx(record["test_accuracy"])
+    assert encoder.config.id2label == {0: "negative", 1: "positive"}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_checkpoint_is_a_model_for_the_next_task(checkpoints, own, tmp_path, pooling):
+    rows = [(text, "abc"[i % 3]) for i, text in enumerate(sentences(60))]
+    folder = own(train=rows[:45], test=rows[45:])
+    model = ["--model", str(checkpoints[pooling]), "--pooling", pooling]
+    flags = ["--shots", "9", "--max-steps", "2", "--out", str(tmp_path / "out")]
+    code = finetune.main(["--task", str(folder), *model, *flags])
+    (record,) = finetune.read_records(tmp_path / "out" / "results.jsonl")
+    assert code == 0 and record["train_size"] == 9
+
+
+def test_an_old_checkpoint_gives_way_whole(tmp_path):
+    (record,) = run(tmp_path, "--shots", 20)
+    (tmp_path / "results.jsonl").unlink()
+    (tmp_path / record["run"] / "stray").touch()
+    run(tmp_path, "--shots", 20)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([record["run"], "results.jsonl"])
+    assert not (tmp_path / record["run"] / "stray").exists()
+
+
+def save_decoder(folder):
+    tokenizer = transformers.GPT2Tokenizer().train_new_from_iterator(sentences(9), vocab_size=300, show_progress=False)
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=64)
+    transformers.GPT2Model(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_a_decoder_serves_with_mean_pooling(tmp_path):
+    save_decoder(tmp_path / "decoder")
+    (record,) = run(tmp_path / "out", "--shots", 20, "--model", tmp_path / "decoder", "--pooling", "mean")
+    assert record["test_accuracy"] > 0
+
+
+# ------------------------------------------------------------ mistakes: one line, status 2, nothing written
+
+
+def mistake(capsys, tmp_path, *flags):
+    out = tmp_path / "out"
+    try:
+        status = finetune.main([*map(str, flags), *([] if "--out" in flags else ["--out", str(out)])])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2 and not out.exists()
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--task nonsense", "argument --task: nonsense is neither a folder nor one of demo, sst2"),
+    ("--task stsb", "argument --task: stsb is regression"),
+    ("--task STS-B", "argument --task: STS-B is regression"),
+    ("", "the following arguments are required: --task"),
+    ("--task demo --shots 0", "argument --shots: expected int in [1, inf), got 0"),
+    ("--task demo --shots -5", "argument --shots: expected int in [1, inf), got -5"),
+    ("--task demo --shots 2.5", "argument --shots: expected int in [1, inf), got 2.5"),
+    ("--task demo --shots 1", "argument --shots: expected 2 (the classes) to"),
+    ("--task demo --shots 99999", "got 99999"),
+    ("--task demo --shots-per-class 9999", "argument --shots-per-class: expected at most"),
+    ("--task demo --shots 20 --shots-per-class 3", "argument --shots: not together with --shots-per-class"),
+    ("--task demo --epochs 2 --max-steps 3", "argument --epochs: not together with --max-steps"),
+    ("--task demo --lam 1.5", "argument --lam: expected float in [0, 1], got 1.5"),
+    ("--task demo --lam 0.5 -0.1", "argument --lam: expected float in [0, 1], got -0.1"),
+    ("--task demo --lam nan", "argument --lam: expected float in [0, 1], got nan"),
+    ("--task demo --tau 0", "argument --tau: expected float in (0, inf), got 0"),
+    ("--task demo --tau -1", "argument --tau: expected float in (0, inf), got -1"),
+    ("--task demo --tau nan", "argument --tau: expected float in (0, inf), got nan"),
+    ("--task demo --tau inf", "argument --tau: expected float in (0, inf), got inf"),
+    ("--task demo --lr 0", "argument --lr: expected float in (0, inf), got 0"),
+    ("--task demo --head-lr -1", "argument --head-lr: expected float in (0, inf), got -1"),
+    ("--task demo --batch-size 0", "argument --batch-size: expected int in [1, inf), got 0"),
+    ("--task demo --epochs 0", "argument --epochs: expected float in (0, inf), got 0"),
+    ("--task demo --max-steps 0", "argument --max-steps: expected int in [1, inf), got 0"),
+    ("--task demo --seed -1", "argument --seed: expected int in [0, inf), got -1"),
+    ("--task demo --dropout 1", "argument --dropout: expected float in [0, 1), got 1"),
+    ("--task demo --noise label --noise-level 1.1", "argument --noise-level: expected float in [0, 1], got 1.1"),
+    ("--task demo --noise label", "argument --noise: needs --noise-level"),
+    ("--task demo --noise-level 0.1", "argument --noise: needs --noise-level"),
+    ("--task demo --pooling max", "argument --pooling: invalid choice: 'max'"),
+    ("--task demo --lamb 0.5", "unrecognized arguments: --lamb"),
+    ("--task demo --device cuda:99", "argument --device: cuda:99 is not to be had"),
+    ("--task demo --device toaster", "argument --device: toaster is not to be had"),
+    ("--task demo --data-dir .", "argument --data-dir: goes with a named task"),
+    ("--task sst2 --data-dir /nowhere", "argument --data-dir: no file /nowhere/SST-2/train.tsv"),
+    ("--task demo --model ./nowhere", "argument --model: ./nowhere has no config.json"),
+    ("--task demo --model tests", "argument --model: tests has no config.json"),
+    ("--task demo --out /dev/null/runs", "argument --out: /dev/null cannot be written"),
+    ("--task demo --out /proc/runs", "argument --out: /proc cannot be written"),
+])  # fmt: skip
+def test_mistakes_in_the_flags(capsys, tmp_path, flags, message):
+    assert message in mistake(capsys, tmp_path, *flags.split())
+
+
+@pytest.mark.parametrize("files, message", [
+    ({}, "has no train file"),
+    ({"train.csv": "text,label\na,0\nb,1\n"}, "has no test file"),
+    ({"train.csv": "", "test.csv": "text,label\na,0\n"}, "train.csv cannot be read: No columns"),
+    ({"train.csv": "text,label\n", "test.csv": "text,label\na,0\n"}, "train.csv has no rows"),
+    ({"train.csv": "sentence,label\na,0\nb,1\n", "test.csv": "text,label\na,0\n"}, "train.csv has no column text; it has"),
+    ({"train.csv": "text,class\na,0\n", "test.csv": "text,label\na,0\n"}, "train.csv has no column label; it has"),
+    ({"train.csv": "text,label\na,0\nb,1\n", "test.csv": "text,label\na,2\n"}, "row 1: label '2' is none"),
+    ({"train.csv": "text,label\na,0\nb,0\n", "test.csv": "text,label\na,0\n"}, "train.csv has one label, 0"),
+    ({"train.csv": "text,label\na,0\n,\nc,1\n", "test.csv": "text,label\na,0\n"}, "row 2: text or label is missing"),
+    ({"train.jsonl": '{"text": null, "label": 1}\n{"text": "a", "label": 0}\n', "test.csv": "text,label\na,0\n"},
+     "train.jsonl, row 1: text or label is missing"),
+    ({"train.jsonl": '{"text": "a"', "test.csv": "text,label\na,0\n"}, "train.jsonl cannot be read"),
+    ({"train.csv": b"text,label\n\xff,0\n", "test.csv": "text,label\na,0\n"}, "train.csv cannot be read: 'utf-8'"),
+    ({"train.parquet": b"PAR1 no", "test.csv": "text,label\na,0\n"}, "train.parquet cannot be read"),
+    ({"train.csv": "text,label\na,0\n", "train.tsv": "text\tlabel\n"}, "train.csv are both there"),
+    ({"train.csv": "text,label\na,0\nb,1\n", "test.csv": "text,label\nc,0\n"}, "leaves no row for validation"),
+])  # fmt: skip
+def test_mistakes_in_one_s_own_folder(capsys, tmp_path, files, message):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    error = mistake(capsys, tmp_path, "--task", folder, "--model", "demo", "--shots", 2)
+    assert message in error and "argument --" in error
+
+
+def test_a_glue_file_without_its_column(capsys, tmp_path, glue):
+    write_lines(glue / "SST-2" / "train.tsv", ["text\tlabel", "a\t0"])
+    error = mistake(capsys, tmp_path, "--task", "sst2", "--data-dir", glue, "--model", "demo")
+    assert "SST-2/train.tsv has no column sentence; it has text, label" in error
+
+
+def test_a_decoder_is_refused_with_the_reason(capsys, tmp_path):
+    save_decoder(tmp_path / "decoder")
+    error = mistake(capsys, tmp_path, "--task", "demo", "--model", tmp_path / "decoder")
+    assert "puts no cls token first (a decoder?)" in error and "--pooling mean" in error
+
+
+def test_a_mean_checkpoint_is_not_taken_for_a_classifier(capsys, tmp_path, checkpoints):
+    error = mistake(capsys, tmp_path, "--task", "demo", "--model", checkpoints["mean"])
+    assert "was trained with --pooling mean" in error
+
+
+def test_weights_that_would_need_unpickling_are_refused(capsys, tmp_path, checkpoints):
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for file in checkpoints["cls"].iterdir():
+        if file.suffix == ".json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    torch.save({}, folder / "pytorch_model.bin")
+    assert "argument --model" in mistake(capsys, tmp_path, "--task", "demo", "--model", folder)
+
+
+def test_corrupt_weights(capsys, tmp_path, checkpoints):
+    folder = tmp_path / "corrupt"
+    folder.mkdir()
+    for file in checkpoints["cls"].iterdir():
+        content = file.read_bytes()
+        (folder / file.name).write_bytes(content[:1000] if file.suffix == ".safetensors" else content)
+    assert "argument --model" in mistake(capsys, tmp_path, "--task", "demo", "--model", folder)
+
+
+@pytest.mark.parametrize("flags", ["--task sst2", "--task demo --model nobody/nothing"])
+def test_no_network_is_said_soon_with_the_ways_out(capsys, tmp_path, monkeypatch, flags):
+    """In a process of its own the hub is asked once; here its answer fails at once."""
+    import huggingface_hub
+
+    def unreachable():
+        raise ConnectionError
+
+    finetune.connect_hub.cache_clear()
+    monkeypatch.setattr(huggingface_hub, "get_session", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    started = time.monotonic()
+    error = mistake(capsys, tmp_path, *flags.split())
+    assert "the hub cannot be reached" in error and "--data-dir" in error and "--task demo" in error
+    assert time.monotonic() - started < 20
+
+
+def test_help_and_mistakes_do_not_wait_for_torch():
+    code = "import sys; sys.argv = ['finetune.py', {!r}]; import runpy; import atexit; " \
+           "atexit.register(lambda: print('torch' in sys.modules)); runpy.run_path('finetune.py', run_name='__main__')"
+    for flag, status in (("--help", 0), ("--nonsense", 2)):
+        root = Path(finetune.__file__).parent
+        done = subprocess.run([sys.executable, "-c", code.format(flag)], capture_output=True, text=True, cwd=root)
+        assert done.returncode == status and done.stdout.endswith("False\n")

@@ -1,0 +1,79 @@
+"""What the README says, done: its commands in order in an empty folder, its snippet, its numbers from its records."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eval as evaluate
+import finetune
+
+ROOT = Path(finetune.__file__).parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    for script in ("scl.py", "finetune.py", "eval.py"):
+        shutil.copy(ROOT / script, folder)
+    return folder
+
+
+def test_the_demo_commands_run_offline_in_their_order(folder):
+    """A few steps each: the command as it stands, with --max-steps behind it."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    demo = [c for c in COMMANDS if "--task demo" in c or (c.startswith("python eval.py") and "runs/" in c)]
+    assert sum("finetune.py" in command for command in demo) >= 2
+    for name in ("score", "tsne", "grid", "table"):
+        assert any(f"eval.py {name}" in command for command in demo)
+    for command in demo:
+        command = command[command.index("python ") :] + (" --max-steps 4" if "--task demo" in command else "")
+        done = subprocess.run(command, shell=True, executable="/bin/bash", cwd=folder, env=environment,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ") and "--task demo" not in c])
+def test_the_other_commands_parse(command, monkeypatch):
+    monkeypatch.setattr(finetune, "task_files", lambda *_: {})
+    monkeypatch.setattr(finetune, "check_model_folder", lambda *_: None)
+    _, script, *argv = shlex.split(command)
+    {"finetune.py": finetune.parse_args, "eval.py": evaluate.parse_args}[script](argv)
+
+
+def test_the_snippet_prints_what_it_says(folder):
+    (snippet,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True)
+    expected = re.findall(r"print\(.*\)  # (.*)", snippet)
+    assert expected and done.stdout.splitlines() == expected, done.stderr
+
+
+def test_every_flag_is_in_the_help_and_every_flag_of_the_readme_exists():
+    parser_flags = set(re.findall(r'add\("(--[a-z-]+)"', (ROOT / "finetune.py").read_text()))
+    readme_flags = set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", README)) - {"--no-deps", "--index-url"}
+    assert readme_flags <= parser_flags | {"--help"}
+
+
+def test_the_tables_are_what_eval_prints(capsys, monkeypatch):
+    """Each `python eval.py table results/...` has its rows below it, character by character."""
+    monkeypatch.chdir(ROOT)
+    commands = [command for command in COMMANDS if command.startswith("python eval.py table results/")]
+    assert commands
+    for command in commands:
+        assert evaluate.main(shlex.split(command)[2:]) == 0
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        assert "\n".join(rows) in README

@@ -1,0 +1,428 @@
+"""scl.py against a triple loop written from Eq. 3 in plain Python floats, and against what must hold for any batch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from scl import ce_scl_loss, scl_bounds, scl_loss
+
+settings.register_profile("scl", deadline=None, max_examples=100)
+settings.load_profile("scl")
+
+
+def oracle(features, labels, temperature):
+    """Loss per anchor, and the gradient of their sum over `features`, for lists of floats and of labels."""
+    n, width = len(labels), len(features[0]) if features else 0
+    norms = [math.sqrt(sum(x * x for x in row)) for row in features]
+    z = [[x / norm if norm else 0.0 for x in row] for row, norm in zip(features, norms, strict=True)]
+    losses, grad_z = [], [[0.0] * width for _ in range(n)]
+    for i in range(n):
+        positives = [j for j in range(n) if j != i and labels[j] == labels[i]]
+        if not positives:
+            losses.append(0.0)
+            continue
+        others = [k for k in range(n) if k != i]
+        similarity = {k: sum(z[i][d] * z[k][d] for d in range(width)) / temperature for k in others}
+        top = max(similarity.values())
+        denominator = sum(math.exp(similarity[k] - top) for k in others)
+        losses.append(
+            -sum(similarity[j] - top - math.log(denominator) for j in positives) / len(positives)
+        )
+        for k in others:
+            slope = math.exp(similarity[k] - top) / denominator - (k in positives) / len(positives)
+            for d in range(width):
+                grad_z[i][d] += slope * z[k][d] / temperature
+                grad_z[k][d] += slope * z[i][d] / temperature
+    grad = []
+    for i in range(n):
+        along = sum(g * x for g, x in zip(grad_z[i], z[i], strict=True))
+        grad.append([(grad_z[i][d] - along * z[i][d]) / norms[i] if norms[i] else 0.0 for d in range(width)])
+    return losses, grad
+
+
+def reduce(losses, labels, reduction):
+    """The factor of the sum, and the reduced loss, by definition."""
+    anchors = sum(labels.count(label) > 1 for label in labels)
+    factor = 1 / max(anchors, 1) if reduction == "mean" else 1.0
+    return factor, factor * sum(losses)
+
+
+def compare(features, labels, temperature, tolerance, reduction="mean"):
+    """Value and gradient of scl_loss on these very numbers; tolerance is relative to the size of the oracle's."""
+    features = features.detach().clone().requires_grad_()
+    loss = scl_loss(features, labels, temperature, reduction=reduction)
+    loss.backward()
+    losses, grad = oracle(features.double().tolist(), labels.tolist(), temperature)
+    factor, expected = reduce(losses, labels.tolist(), reduction)
+    expected_grad = factor * torch.tensor(grad, dtype=torch.float64)
+    assert abs(loss.item() - expected) <= tolerance * max(1, abs(expected))
+    rounding = 2 * torch.finfo(features.dtype).eps  # the gradient comes back in the dtype of the features
+    error = (features.grad.double() - expected_grad).abs().max()
+    assert error <= (tolerance + rounding) * max(expected_grad.abs().max(), 1e-3)
+    return loss
+
+
+def batch(n=12, width=5, classes=3, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, width, generator=generator, dtype=torch.float64).to(dtype)
+    return features, torch.randint(classes, (n,), generator=generator)
+
+
+# ------------------------------------------------------------ the oracle
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.3, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_equals_the_triple_loop(dtype, temperature, reduction):
+    tolerance = 1e-9 if dtype == torch.float64 else 3e-5 / temperature
+    for seed in range(5):
+        compare(*batch(seed=seed, dtype=dtype), temperature, tolerance, reduction)
+
+
+def test_equals_the_triple_loop_with_orphans():
+    features, _ = batch(n=8)
+    compare(features, torch.tensor([0, 0, 1, 2, 2, 2, 3, 0]), 0.3, 1e-9)  # 1 and 3 have no positive
+
+
+def test_reduction_none_is_the_loss_per_anchor():
+    features, labels = batch()
+    losses, _ = oracle(features.tolist(), labels.tolist(), 0.3)
+    assert torch.allclose(scl_loss(features, labels, reduction="none"), torch.tensor(losses, dtype=torch.float64))
+
+
+def test_gradients_of_first_and_second_order():
+    features, labels = batch(n=7)
+    features.requires_grad_()
+    for reduction in ("mean", "none"):
+        loss = lambda x, reduction=reduction: scl_loss(x, labels, reduction=reduction)  # noqa: E731
+        assert torch.autograd.gradcheck(loss, features)
+        assert torch.autograd.gradgradcheck(loss, features)
+
+
+def test_upstream_gradient_and_layout():
+    features, labels = batch(n=9)
+    wide = features.repeat_interleave(2, dim=1)[:, ::2].requires_grad_()  # not contiguous
+    plain = features.clone().requires_grad_()
+    (3 * scl_loss(wide, labels)).backward()
+    scl_loss(plain, labels).backward()
+    assert torch.allclose(wide.grad, 3 * plain.grad)
+
+
+# ------------------------------------------------------------ values by hand
+
+
+def test_two_pairs_at_right_angles():
+    features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 1.0]])
+    expected = math.log(math.exp(2) + 2) - 2  # positive at cosine 1, two negatives at 0, tau 0.5
+    assert scl_loss(features, torch.tensor([0, 0, 1, 1]), 0.5).item() == pytest.approx(expected)
+
+
+def test_three_angles():
+    """Anchors at 0 and 60 degrees are positives, 180 degrees is alone: cosines 1/2, -1 and -1/2."""
+    angles = torch.tensor([0.0, 60.0, 180.0]).deg2rad()
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    first = math.log(math.exp(0.5) + math.exp(-1)) - 0.5
+    second = math.log(math.exp(0.5) + math.exp(-0.5)) - 0.5
+    loss = scl_loss(features, torch.tensor([4, 4, 7]), 1.0, reduction="none")
+    assert loss.tolist() == pytest.approx([first, second, 0.0])
+    assert scl_loss(features, torch.tensor([4, 4, 7]), 1.0).item() == pytest.approx((first + second) / 2)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_one_class_with_equal_features_is_collapsed(n):
+    assert scl_loss(torch.ones(n, 3), torch.zeros(n, dtype=torch.long)).item() == pytest.approx(math.log(n - 1))
+
+
+# ------------------------------------------------------------ where other implementations fail
+
+
+@pytest.mark.parametrize("labels", [[], [3], [0, 1, 2, 3]])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_no_positive_anywhere_is_zero_with_zero_gradient(labels, reduction):
+    features = torch.randn(len(labels), 4, requires_grad=True)
+    loss = scl_loss(features, torch.tensor(labels, dtype=torch.long), reduction=reduction)
+    loss.backward()
+    assert loss.item() == 0
+    assert features.grad.eq(0).all()
+
+
+def test_two_of_one_class_is_zero():
+    assert scl_loss(torch.randn(2, 4), torch.zeros(2, dtype=torch.long)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_an_orphan_weighs_nothing_but_counts_as_a_negative():
+    features, labels = batch(n=6, classes=2)
+    with_orphan = torch.cat([features, torch.randn(1, 5, dtype=torch.float64)])
+    per_anchor = scl_loss(with_orphan, torch.cat([labels, torch.tensor([9])]), reduction="none")
+    assert per_anchor[-1] == 0
+    assert (per_anchor[:-1] > scl_loss(features, labels, reduction="none")).all()
+    mean = scl_loss(with_orphan, torch.cat([labels, torch.tensor([9])]))
+    assert mean.item() == pytest.approx(per_anchor[:-1].mean().item())
+
+
+@pytest.mark.parametrize("dtype, temperature", [(torch.float32, 0.01), (torch.float16, 0.05)])
+def test_low_temperature_with_cosines_near_zero(dtype, temperature):
+    features = torch.eye(8, 16).to(dtype) + 0.01 * batch(n=8, width=16, dtype=dtype)[0]
+    compare(features, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), temperature, 3e-5 / temperature)
+
+
+def test_opposite_positives_at_low_temperature():
+    features = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    compare(features, torch.tensor([0, 0, 1, 1]), 0.01, 3e-3)
+
+
+@pytest.mark.parametrize("scale, dtype", [(3000, torch.float16), (1e30, torch.float32), (1e-30, torch.float32)])
+def test_large_and_small_features_do_not_vanish(scale, dtype):
+    features, labels = batch(n=8, width=768)
+    loss = scl_loss((features * scale).to(dtype), labels)
+    assert loss.item() == pytest.approx(scl_loss(features, labels).item(), abs=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    features, labels = batch(n=16, width=64, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = scl_loss(features, labels)
+        total = ce_scl_loss(features[:, :3], features, labels)
+    assert inside.dtype == total.dtype == torch.float32
+    assert inside == scl_loss(features, labels)
+    assert total == ce_scl_loss(features[:, :3], features, labels)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0, 0, 1, 2], [0, 1, 2, 3]])
+@pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_is_not_hidden(labels, row, bad):
+    features = torch.randn(4, 3)
+    features[row, 1] = bad
+    assert scl_loss(features, torch.tensor(labels)).isnan()
+
+
+def test_converged_anchors_count():
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.5, -1.0]])
+    compare(features.double(), torch.tensor([0, 0, 1, 1, 2, 2]), 0.05, 1e-9)
+
+
+def test_a_row_of_zeros_has_similarity_zero_and_no_gradient():
+    features, labels = batch(n=6, classes=2)
+    features[2] = 0
+    compare(features, labels, 0.3, 1e-9)
+    features.requires_grad_()
+    scl_loss(features, labels).backward()
+    assert features.grad[2].eq(0).all()
+
+
+def test_two_batches_in_a_row_do_not_meet():
+    first, second = batch(seed=1), batch(seed=2)
+    expected = scl_loss(*second)
+    scl_loss(*first)
+    assert scl_loss(*second) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool])
+def test_labels_of_any_integer_dtype(dtype):
+    features, labels = batch(classes=2)
+    assert scl_loss(features, labels.to(dtype)) == scl_loss(features, labels)
+
+
+def test_dtypes_of_the_result():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        expected = torch.float64 if dtype == torch.float64 else torch.float32
+        assert scl_loss(*batch(dtype=dtype)).dtype == expected
+        assert ce_scl_loss(batch(dtype=dtype)[0], *batch(dtype=dtype)).dtype == expected
+
+
+# ------------------------------------------------------------ what holds for any batch
+
+
+@st.composite
+def batches(draw, dtype=np.float64):
+    n, width = draw(st.integers(1, 8)), draw(st.integers(1, 5))
+    numbers = st.floats(-4, 4, width=32)
+    features = draw(arrays(dtype, (n, width), elements=numbers))
+    assume((np.linalg.norm(features, axis=1) > 1e-3).all())
+    labels = draw(arrays(np.int64, n, elements=st.integers(0, 3)))
+    return torch.from_numpy(features), torch.from_numpy(labels)
+
+
+temperatures = st.floats(0.01, 2)
+
+
+@given(batches(), temperatures)
+def test_property_oracle(data, temperature):
+    compare(*data, temperature, 1e-9 * (1 + 1 / temperature))
+
+
+@given(batches(), temperatures, st.randoms(use_true_random=False))
+def test_property_order_of_rows_and_names_of_classes(data, temperature, random):
+    features, labels = data
+    order = list(range(len(labels)))
+    random.shuffle(order)
+    names = torch.tensor(random.sample(range(-9, 9), 4))
+    shuffled = scl_loss(features[order], names[labels[order]], temperature, reduction="none")
+    assert torch.allclose(shuffled, scl_loss(features, labels, temperature, reduction="none")[order])
+
+
+@given(batches(), temperatures, st.data())
+def test_property_positive_scaling_of_rows(data, temperature, draw):
+    features, labels = data
+    scales = draw.draw(arrays(np.float64, len(labels), elements=st.floats(1e-6, 1e6)))
+    scaled = scl_loss(features * torch.from_numpy(scales)[:, None], labels, temperature)
+    assert torch.allclose(scaled, scl_loss(features, labels, temperature))
+
+
+@given(batches(), temperatures)
+def test_property_bounds(data, temperature):
+    features, labels = data
+    n, slack = len(labels), 1e-9 * (1 + 1 / temperature)
+    positives = (labels[:, None] == labels).sum(dim=1).double() - 1
+    loss = scl_loss(features, labels, temperature, reduction="none")[positives > 0]
+    assert (loss >= positives[positives > 0].log() - slack).all()
+    assert (loss <= math.log(max(n - 1, 1)) + 2 / temperature + slack).all()
+    assert scl_loss(features, labels, temperature) >= scl_bounds(labels, temperature)[0] - 1e-5
+
+
+@given(batches(), temperatures)
+def test_property_another_class_never_lowers_a_loss(data, temperature):
+    features, labels = data
+    more = torch.cat([features, features[:1].flip(1)]), torch.cat([labels, torch.tensor([99])])
+    before = scl_loss(features, labels, temperature, reduction="none")
+    assert (scl_loss(*more, temperature, reduction="none")[:-1] >= before - 1e-9 * (1 + 1 / temperature)).all()
+
+
+@given(batches(np.float32), temperatures)
+def test_property_finite_and_orthogonal_gradient(data, temperature):
+    features, labels = data
+    features.requires_grad_()
+    loss = scl_loss(features, labels, temperature)
+    loss.backward()
+    assert loss.isfinite()
+    assert features.grad.isfinite().all()
+    radial = (features * features.grad).sum(dim=1).abs()  # scaling a row changes nothing
+    assert (radial <= 1e-5 / temperature).all()
+
+
+# ------------------------------------------------------------ Eq. 1 and the bounds
+
+
+@pytest.mark.parametrize("lam", [0.1, 0.5, 0.9, 1.0])
+def test_eq_1(lam):
+    features, labels = batch()
+    class_logits = batch(width=3, seed=1)[0]
+    expected = (1 - lam) * F.cross_entropy(class_logits, labels) + lam * scl_loss(features, labels, 0.5)
+    assert torch.allclose(ce_scl_loss(class_logits, features, labels, lam=lam, temperature=0.5), expected)
+
+
+def test_lam_0_is_cross_entropy_exactly():
+    features, labels = batch()
+    class_logits = batch(width=3, seed=1)[0]
+    features[0] = math.nan  # which SCL would not hide
+    assert ce_scl_loss(class_logits, features, labels, lam=0) == F.cross_entropy(class_logits, labels)
+
+
+def test_bool_labels_in_eq_1():
+    features, labels = batch(classes=2)
+    assert ce_scl_loss(features[:, :2], features, labels.bool()) == ce_scl_loss(features[:, :2], features, labels)
+
+
+def simplex(classes, each):
+    corners = torch.eye(classes, dtype=torch.float64) - 1 / classes
+    return corners.repeat_interleave(each, dim=0), torch.arange(classes).repeat_interleave(each)
+
+
+@pytest.mark.parametrize("classes, each", [(1, 5), (2, 8), (3, 4), (5, 2)])
+@pytest.mark.parametrize("temperature", [0.1, 0.3, 1.0])
+def test_lowest_is_attained_by_a_simplex(classes, each, temperature):
+    features, labels = simplex(classes, each)
+    features = features if classes > 1 else torch.ones(each, 3, dtype=torch.float64)
+    lowest, collapsed = scl_bounds(labels, temperature)
+    assert lowest.item() == pytest.approx(scl_loss(features, labels, temperature).item(), abs=1e-5)
+    assert collapsed.item() == pytest.approx(math.log(classes * each - 1))
+
+
+def test_lowest_is_attained_by_two_classes_of_any_sizes():
+    labels = torch.tensor([0] * 5 + [1] * 2)
+    features = torch.where(labels[:, None] == 0, 1.0, -1.0).double()
+    assert scl_bounds(labels)[0].item() == pytest.approx(scl_loss(features, labels).item(), abs=1e-5)
+
+
+def test_lowest_of_unequal_classes_is_below_what_training_reaches():
+    labels = torch.tensor([0] * 4 + [1] * 2 + [2] * 3)
+    features = batch(n=9, width=6)[0].requires_grad_()
+    optimizer = torch.optim.Adam([features], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = scl_loss(features, labels)
+        loss.backward()
+        optimizer.step()
+    assert scl_bounds(labels)[0] < loss.item() < scl_bounds(labels)[1]
+
+
+def test_bounds_of_the_paper_s_batch():
+    """16 examples, 8 a class, tau 0.3: log 15 down to log(7 + 8 exp(-2 / 0.3))."""
+    lowest, collapsed = scl_bounds(torch.tensor([0, 1] * 8), 0.3)
+    assert lowest.item() == pytest.approx(math.log(7 + 8 * math.exp(-2 / 0.3)))
+    assert collapsed.item() == pytest.approx(math.log(15))
+
+
+@pytest.mark.parametrize("labels", [[], [0], [0, 1, 2]])
+def test_bounds_without_positives_are_zero(labels):
+    assert [bound.item() for bound in scl_bounds(torch.tensor(labels, dtype=torch.long))] == [0, 0]
+
+
+# ------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("temperature", [0, -0.3, math.nan, math.inf])
+def test_bad_temperature(temperature):
+    features, labels = batch()
+    for call in (lambda: scl_loss(features, labels, temperature), lambda: scl_bounds(labels, temperature)):
+        with pytest.raises(ValueError, match=f"temperature must be a finite number above 0, got {temperature}"):
+            call()
+
+
+@pytest.mark.parametrize("shape", [(12, 1), (11,), ()])
+def test_labels_of_another_shape_are_named_with_both_shapes(shape):
+    features, _ = batch()
+    with pytest.raises(ValueError, match=r"labels must have shape \(12,\) to go with features \(12, 5\), got \("):
+        scl_loss(features, torch.zeros(shape, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"class_logits \(12, 5\)"):
+        ce_scl_loss(features, features, torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("shape", [(12,), (12, 5, 2), (12, 0)])
+def test_features_of_another_shape(shape):
+    with pytest.raises(ValueError, match=r"features must have shape \(N, D\) with D >= 1, got "):
+        scl_loss(torch.zeros(shape), torch.zeros(12, dtype=torch.long))
+
+
+def test_bounds_need_a_row_of_labels():
+    with pytest.raises(ValueError, match=r"labels must have shape \(N,\), got \(4, 1\)"):
+        scl_bounds(torch.zeros(4, 1))
+
+
+def test_bad_dtypes():
+    features, labels = batch()
+    with pytest.raises(TypeError, match=r"labels must be integer or bool, got torch.float32"):
+        scl_loss(features, labels.float())
+    with pytest.raises(TypeError, match=r"features must be floating point, got torch.int64"):
+        scl_loss(labels[:, None], labels)
+
+
+@pytest.mark.parametrize("lam", [-0.1, 1.1, math.nan])
+def test_bad_lam(lam):
+    features, labels = batch()
+    with pytest.raises(ValueError, match=r"lam must be in \[0, 1\], got"):
+        ce_scl_loss(features, features, labels, lam=lam)
+
+
+def test_bad_reduction():
+    with pytest.raises(ValueError, match="reduction must be \"mean\", \"sum\" or \"none\", got 'max'"):
+        scl_loss(*batch(), reduction="max")
