@@ -205,8 +205,9 @@ def check_writable(folder: Path) -> None:
 if __name__ == "__main__":
     parse_args()  # a mistake in the flags ends here, before torch is imported
 
+import huggingface_hub
 import numpy as np
-import pandas as pd
+import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 import transformers
@@ -246,7 +247,7 @@ class Split:
 
 
 class Data(NamedTuple):
-    """A task before sampling; validation None: to be cut from train."""
+    """A task before sampling; validation None: to be cut from what the sample leaves of train."""
 
     train: Split
     validation: Split | None
@@ -254,64 +255,70 @@ class Data(NamedTuple):
     label_names: tuple[str, ...]
 
 
-def read_table(file: Path, header: tuple[str, ...] | None = None) -> pd.DataFrame:
-    """A table of words: a cell that says null or NA is that word.
+def read_rows(file: Path, header: tuple[str, ...] | None = None) -> list[dict]:
+    """The rows of a tsv, csv, jsonl or parquet file, by column; a field too few is None, one too many has the key None.
 
-    tsv is GLUE's: nothing is quoted and only "\\n" ends a line, since texts hold bare quotes and U+0085.
+    tsv is GLUE's: nothing is quoted and only "\n" ends a line, since texts hold bare quotes and U+0085.
     """
-    words = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
+    csv.field_size_limit(sys.maxsize)
     try:
-        if file.suffix == ".tsv":
-            glue = {"sep": "\t", "quoting": csv.QUOTE_NONE, "lineterminator": "\n", "names": header}
-            table = pd.read_csv(file, **words, **glue, header=None if header else 0).rename(columns=str.rstrip)
-            return table.apply(lambda column: column.str.rstrip("\r"))
-        if file.suffix == ".csv":
-            return pd.read_csv(file, **words)
-        if file.suffix == ".jsonl":
-            with open(file, encoding="utf-8-sig") as lines:
-                return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
-        return pd.read_parquet(file)
-    except (ValueError, OSError) as error:  # those of pandas, json and arrow are ValueErrors
-        raise Mistake(f"argument --task: {file} cannot be read: {str(error).splitlines()[0]}") from None
+        if file.suffix == ".parquet":
+            return pyarrow.parquet.read_table(file).to_pylist()
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            if file.suffix == ".csv":
+                return list(csv.DictReader(lines, strict=True))
+            if file.suffix == ".jsonl":
+                return [dict(json.loads(line)) for line in lines.read().split("\n") if line.strip()]
+            return list(csv.DictReader(lines.read().split("\n"), header, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (ValueError, TypeError, OSError, csv.Error) as error:  # json's and arrow's are ValueErrors
+        raise Mistake(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def read_split(file: Path, task: Task) -> Split:
-    table, columns = read_table(file, task.header), [*task.text, task.label]
-    if missing := [column for column in columns if column not in table]:
-        raise Mistake(f"argument --task: {file} has no column {missing[0]}; it has {', '.join(map(str, table))}")
-    if table.empty:
-        raise Mistake(f"argument --task: {file} has no rows")
-    gaps = table[columns].isna().any(axis=1) | (table[task.label] == "")
-    if gaps.any():
-        raise Mistake(f"argument --task: {file}, row {gaps.argmax() + 1}: text or label is missing")
-    *texts, words = (table[column].astype(str).tolist() for column in columns)
+    rows, columns = read_rows(file, task.header), [*task.text, task.label]
+    if not rows:
+        raise Mistake(f"{file} has no rows")
+    if missing := [column for column in columns if column not in rows[0]]:
+        raise Mistake(f"{file} has no column {missing[0]}; it has {', '.join(map(str, rows[0]))}")
     numbers = {str(label): label for label in range(len(task.labels))} if task.hub else {}  # GLUE writes 0 or a name
     numbers |= {name: label for label, name in enumerate(task.labels)}
-    for row, word in enumerate(words, start=1):
-        if word not in numbers:
-            raise Mistake(f"argument --task: {file}, row {row}: label {word!r} is none of {', '.join(task.labels[:9])}")
-    return Split(list(zip(*texts, strict=True)), np.array([numbers[word] for word in words]))
+    texts, labels = [], []
+    for number, row in enumerate(rows, start=1):
+        *text, word = (row.get(column) for column in columns)
+        if None in row or None in text or word in (None, ""):
+            if task.hub:
+                continue  # QQP has a few such rows; the hub's copy leaves them out, too
+            raise Mistake(f"{file}, row {number}: a field is missing, or there is one too many")
+        if str(word) not in numbers:
+            raise Mistake(f"{file}, row {number}: label {word!r} is none of {', '.join(task.labels[:9])}")
+        texts.append(tuple(map(str, text)))
+        labels.append(numbers[str(word)])
+    return Split(texts, np.array(labels))
 
 
-def own_task(files: dict[str, Path]) -> Task:
+def own_task(train: Path) -> Task:
     """A task in a folder of one's own: its classes are those of the train file."""
-    table = read_table(files["train"])
-    labels = sorted(set(table["label"].dropna().astype(str)) - {""}) if "label" in table else []
+    rows = read_rows(train)
+    labels = sorted({str(row["label"]) for row in rows if row.get("label") not in (None, "")})
     with contextlib.suppress(ValueError):
-        labels = sorted(labels, key=int)
+        labels.sort(key=int)
     if len(labels) == 1:
-        raise Mistake(f"argument --task: {files['train']} has one label, {labels[0]}; expected two or more")
-    text = ("text", "text_pair") if "text_pair" in table else ("text",)
+        raise Mistake(f"{train} has one label, {labels[0]}; expected two or more")
+    text = ("text", "text_pair") if rows and "text_pair" in rows[0] else ("text",)
     return Task(None, None, (), tuple(labels), "", text, test="test")
 
 
 def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
-    """Few-shot: the official validation set is cut once into test (half) and validation (at most 500 of the rest)."""
+    """Named tasks with few shots: the official validation set is cut once, half into test, at most 500 into validation.
+
+    With all of train, it is the test set, and validation is cut from train: of the same size, at most a tenth.
+    """
     if task == "demo":
         return demo_data()
     files = task_files(task, data_dir)
-    spec = TASKS.get(task) or own_task(files)
-    splits = {name: read_split(file, spec) for name, file in files.items()} if files else load_hub(spec)
+    with blame("--data-dir" if data_dir else "--task", TASKS[task].hub if task in TASKS else task, "a data set"):
+        spec = TASKS.get(task) or own_task(files["train"])
+        splits = {name: read_split(file, spec) for name, file in files.items()} or load_hub(spec)
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
     if spec.hub and spec.test == "test":
         test = test.take(stratified(test.labels, min(10_000, len(test)), SPLIT_SEED))
@@ -319,10 +326,13 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
         official, test = test, test.take(stratified(test.labels, len(test) // 2, SPLIT_SEED))
         rest = official.without(test)
         validation = rest.take(stratified(rest.labels, min(500, len(rest)), SPLIT_SEED))
+    train = train.without(test)
+    if validation is None and not few_shot:
+        validation = train.take(stratified(train.labels, min(len(test), len(train) // 10), SPLIT_SEED))
     if validation is not None:
         validation = validation.without(test)
         train = train.without(validation)
-    return Data(train.without(test), validation, test, spec.labels)
+    return Data(train, validation, test, spec.labels)
 
 
 def load_hub(task: Task) -> dict[str, Split]:
@@ -331,10 +341,7 @@ def load_hub(task: Task) -> dict[str, Split]:
     connect_hub()
     datasets.disable_progress_bars()
     test = {"test": "test", "dev": "validation", "dev_matched": "validation_matched"}[task.test]
-    try:
-        parts = [datasets.load_dataset(task.hub, task.config, split=split) for split in ("train", test)]
-    except (OSError, ValueError) as error:
-        raise hub_mistake("--task", task.hub, error) from None
+    parts = [datasets.load_dataset(task.hub, task.config, split=split) for split in ("train", test)]
     train, test = (Split(list(zip(*(part[column][:] for column in task.hub_text), strict=True)),
                          np.array(part["label"][:])) for part in parts)
     return {"train": train, "test": test}
@@ -343,27 +350,32 @@ def load_hub(task: Task) -> dict[str, Split]:
 @functools.cache
 def connect_hub(seconds: float = 8) -> None:
     """Asks the hub once. No answer: its own cache serves, without the 23 s that it would retry for every file."""
-    import huggingface_hub as hub
 
     def ask() -> None:
         with contextlib.suppress(Exception):  # network, proxy, certificate: all of them mean no answer
-            answers.append(hub.get_session().head(hub.constants.ENDPOINT, timeout=seconds))
+            answers.append(huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=seconds))
 
     answers: list = []
     thread = threading.Thread(target=ask, daemon=True)  # since a name server that hangs heeds no timeout
     thread.start()
     thread.join(seconds)
     if not answers:
-        hub.constants.HF_HUB_OFFLINE = True
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
-def hub_mistake(flag: str, name: str | None, error: Exception) -> Mistake:
-    from huggingface_hub import is_offline_mode
-
-    if is_offline_mode():
-        return Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache; three ways out: "
-                       "--data-dir with a GLUE folder, --model with a local one, or --task demo")
-    return Mistake(f"argument {flag}: {name} cannot be loaded: {str(error).strip().splitlines()[0]}")
+@contextlib.contextmanager
+def blame(flag: str, name: str, instead: str):
+    """Tells what goes wrong inside, with what the flag named, in one line and with what would do."""
+    try:
+        yield
+    except Mistake as mistake:
+        raise Mistake(f"argument {flag}: {mistake}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError, SafetensorError) as error:
+        if huggingface_hub.is_offline_mode() and "/" in name and not os.path.exists(name):
+            raise Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache; three ways out: "
+                          "--data-dir with a GLUE folder, --model with a local one, or --task demo") from None
+        reason = str(error).strip().split("\n")[0]
+        raise Mistake(f"argument {flag}: {name} cannot be used ({reason}); expected {instead}") from None
 
 
 def allot(sizes: np.ndarray, n: int) -> np.ndarray:
@@ -386,10 +398,6 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
     """(train, validation, test) with no text in two of them. lam and tau play no part: runs of a seed are paired."""
     pool, validation, test, names = data
     if not (shots or shots_per_class):
-        if validation is None:
-            rows = stratified(pool.labels, min(len(test), len(pool) // 10), SPLIT_SEED)
-            validation = pool.take(rows)
-            pool = pool.without(validation)
         return pool, validation, test
     if shots and not len(names) <= shots <= len(pool):
         raise Mistake(f"argument --shots: expected {len(names)} (the classes) to {len(pool)} (the rows), got {shots}")
@@ -500,13 +508,10 @@ def fetch_model(model: str) -> str:
     """The local folder of a model. From the hub only safetensors come: nothing is ever unpickled."""
     if model == "demo" or os.path.isdir(model):
         return model
-    import huggingface_hub as hub
-
     connect_hub()
-    try:
-        return hub.snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model", "model*.safetensors"])
-    except (OSError, ValueError) as error:
-        raise hub_mistake("--model", model, error) from None
+    files = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+    with blame("--model", model, "a hub id or a folder"):
+        return huggingface_hub.snapshot_download(model, allow_patterns=files)
 
 
 def load_tokenizer(source: str, pooling: str):
@@ -514,17 +519,15 @@ def load_tokenizer(source: str, pooling: str):
         sentences = (text for (text,) in demo_data().train.texts)
         return transformers.RobertaTokenizer(model_max_length=64).train_new_from_iterator(
             sentences, vocab_size=400, show_progress=False)
-    try:
+    with blame("--model", source, "a folder that save_pretrained wrote"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        config = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise hub_mistake("--model", source, error) from None
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # decoders have none; the mask hides it
-    if tokenizer.model_max_length > 10**9:  # it does not say
-        tokenizer.model_max_length = getattr(config, "max_position_embeddings", 514) - 2  # RoBERTa counts from 2
-    if pooling == "cls" and tokenizer("a")["input_ids"][0] != tokenizer.cls_token_id:
-        raise Mistake(f"argument --model: {source} puts no cls token first (a decoder?), and only that one sees the "
-                      "whole sentence; choose an encoder or --pooling mean")
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # decoders have none; the mask hides it
+        if tokenizer.model_max_length > 10**9:  # it does not say; and RoBERTa counts positions from 2
+            config = transformers.AutoConfig.from_pretrained(source)
+            tokenizer.model_max_length = getattr(config, "max_position_embeddings", 514) - 2
+        if pooling == "cls" and tokenizer("a")["input_ids"][0] != tokenizer.cls_token_id:
+            raise Mistake(f"{source} puts no cls token first (a decoder?), and another one has not seen the sentence; "
+                          "choose an encoder or --pooling mean")
     return tokenizer
 
 
@@ -535,7 +538,7 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
     """
     labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
     auto = transformers.AutoModelForSequenceClassification if pooling == "cls" else transformers.AutoModel
-    try:
+    with blame("--model", source, "a folder that save_pretrained wrote, with model.safetensors"):
         if source == "demo":
             config = transformers.RobertaConfig(
                 vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -543,15 +546,13 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
                 pad_token_id=tokenizer.pad_token_id, **labels)
         else:
             config = transformers.AutoConfig.from_pretrained(source, **labels)
+        if config.is_encoder_decoder:
+            raise Mistake(f"{source} is an encoder-decoder; choose an encoder")
         for name, value in config.to_dict().items():
             if "dropout" in name and isinstance(value, float):
                 setattr(config, name, dropout)
         backbone = auto.from_config(config) if source == "demo" else auto.from_pretrained(
             source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise hub_mistake("--model", source, error) from None
-    if config.is_encoder_decoder:
-        raise Mistake(f"argument --model: {source} is an encoder-decoder; choose an encoder")
     if pooling == "cls":
         return Model(backbone, None)
     head, file = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors")
@@ -601,12 +602,12 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.optim.Optimizer:
     """AdamW with fairseq's settings for GLUE: no decay of biases and layer norms, the classifier at its own rate."""
-    classifier, groups = model.classifier_names(), []
+    classifier, groups = model.classifier_names(), {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in classifier or not classifier_only)
-        groups.append({"params": parameter, "lr": config["head_lr" if name in classifier else "lr"],
-                       "weight_decay": config["weight_decay"] if parameter.ndim > 1 else 0.0})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+        lr, decay = config["head_lr" if name in classifier else "lr"], config["weight_decay"] * (parameter.ndim > 1)
+        groups.setdefault((lr, decay), {"lr": lr, "weight_decay": decay, "params": []})["params"].append(parameter)
+    return torch.optim.AdamW(groups.values(), betas=(0.9, 0.98), eps=1e-6)
 
 
 def fit(model: Model, train: Encoded, validation: Encoded, config: dict, device, classifier_only: bool = False) -> dict:
@@ -662,8 +663,7 @@ def fit(model: Model, train: Encoded, validation: Encoded, config: dict, device,
                 if best_weights is None or accuracy >= result["validation_accuracy"]:
                     result |= {"best_step": step, "validation_accuracy": accuracy}
                     best_weights = {name: weight.cpu().clone() for name, weight in model.state_dict().items()}
-            if bar.disable:
-                print(text, flush=True)
+            bar.write(text)
             window.clear()
     if best_weights:
         model.load_state_dict(best_weights)
@@ -680,7 +680,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
     torch.manual_seed(config["seed"])
     result = fit(model, train, validation, config, device)
     if config["lam"] == 1 and "failed_step" not in result:
-        print("lam 1 left the classifier untrained: now fitting it alone, on the frozen features", flush=True)
+        print("lam 1 left the classifier untrained: now fitting it alone, on the frozen features")
         result |= fit(model, train, validation, config, device, classifier_only=True)
     record = config | result
     if "failed_step" in result:
@@ -766,7 +766,8 @@ def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int
     for name, split in zip(("train", "validation", "test"), splits, strict=True):
         config |= {f"{name}_size": len(split), f"{name}_checksum": split.checksum}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
-    name = f"{Path(args.task).name}-n{len(splits[0])}-lam{lam:g}{f'-tau{tau:g}' if lam else ''}-seed{seed}-{digest}"
+    method = f"lam{lam:g}-tau{tau:g}" if lam else "lam0"
+    name = f"{Path(args.task).resolve().name}-n{len(splits[0])}-{method}-seed{seed}-{digest}"
     return {"run": name} | config | {"data_dir": args.data_dir}
 
 
@@ -788,7 +789,7 @@ def sweep(args: argparse.Namespace) -> None:
     for seed in args.seed:
         train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
         if not len(validation):
-            raise Mistake(f"argument --task: {args.task} leaves no row for validation; fewer --shots would")
+            raise Mistake(f"argument --task: {args.task} leaves no row for validation; take fewer --shots")
         train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
         for lam, tau in settings:
             config = configure(args, lam, tau, seed, (train, validation, test))
@@ -802,9 +803,9 @@ def sweep(args: argparse.Namespace) -> None:
             model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout).to(device)
             record = run(config, model, tokenizer, [*map(encode, (train, validation, test))], device, folder)
             append_record(results, record)
-            print("test accuracy {test_accuracy:.3f}  validation {validation_accuracy:.3f} (step {best_step})  "
+            print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
                   "{seconds:.0f} s".format(**record))
-            print(f"record in {results}" + (f", checkpoint in {folder}" if folder else ""), flush=True)
+            print(f"record in {results}" + (f", checkpoint in {folder}" if folder else ""))
 
 
 def describe(config: dict, train: Split, names: tuple[str, ...], device: torch.device) -> None:
@@ -819,10 +820,8 @@ def describe(config: dict, train: Split, names: tuple[str, ...], device: torch.d
 
 def pick_device(name: str | None) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
+    with blame("--device", name, "cpu, or a device that torch sees"):
         return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Mistake(f"argument --device: {name} is not to be had ({str(error).splitlines()[0]}); try cpu") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -839,4 +838,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # a log grows line by line, through a pipe too
     sys.exit(main())

@@ -1,11 +1,14 @@
 """From files to splits: reading, sampling, noise."""
 
+import datasets
 import numpy as np
-import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import sentences, write_lines
 
-from finetune import Split, add_noise, allot, batches, demo_data, load_data, sample
+import finetune
+from finetune import TASKS, Split, add_noise, allot, batches, demo_data, load_data, read_rows, sample
 
 
 def texts(split):
@@ -30,7 +33,7 @@ def test_carriage_returns_belong_to_the_line_end(glue):
 
 
 def test_cola_has_no_header(glue):
-    train = load_data("cola", glue, few_shot=False).train
+    train = load_data("cola", glue, few_shot=True).train
     assert len(train) == 120
     assert train.texts[1] == ("our tram sang 1 times",)
     assert train.labels[:3].tolist() == [0, 1, 0]
@@ -41,6 +44,36 @@ def test_mnli_columns_and_label_order(glue):
     assert data.train.texts[2] == ("his sister sang 2 times", "indeed his sister sang 2 times")
     assert data.label_names == ("entailment", "neutral", "contradiction")
     assert data.train.labels[:4].tolist() == [0, 1, 2, 0]  # gold_label, not label1
+
+
+def test_torn_rows_of_glue_are_left_out_as_on_the_hub(glue):
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    rows = ["1\t1\t2\tso\tand so\t1", "2\t1\t2\tno", "3\t1\t2\tor not\t\t0"]
+    write_lines(glue / "QQP" / "train.tsv", [header, *rows])
+    write_lines(glue / "QQP" / "dev.tsv", [header, "1\t1\t2\ta\tb\t1"])
+    assert load_data("qqp", glue, few_shot=False).train.texts == [("so", "and so"), ("or not", "")]
+
+
+@pytest.mark.parametrize(
+    "task, split", [("sst2", "validation"), ("mnli", "validation_matched"), ("yelp_polarity", "test")]
+)
+def test_the_hub_s_columns_and_splits(monkeypatch, task, split):
+    """With the hub's own Dataset class in place of the hub."""
+    spec, asked = TASKS[task], []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        start = 0 if split == "train" else 100
+        columns = {column: [f"{text} {column}" for text in sentences(20, start)] for column in spec.hub_text}
+        return datasets.Dataset.from_dict(columns | {"label": [i % len(spec.labels) for i in range(20)]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(finetune, "connect_hub", lambda: None)
+    data = load_data(task, None, few_shot=True)
+    assert asked == [(spec.hub, spec.config, "train"), (spec.hub, spec.config, split)]
+    assert data.train.texts[1] == tuple(f"our tram sang 1 times {column}" for column in spec.hub_text)
+    assert (len(data.train), len(data.test)) == (20, 20 if split == "test" else 10)
+    assert data.label_names == spec.labels
 
 
 def test_mrpc_with_a_byte_order_mark(glue):
@@ -54,7 +87,7 @@ def test_own_folder_in_every_format(own, suffix):
     folder = own(suffix="csv" if suffix == "parquet" else suffix, train=rows, test=rows[:1])
     if suffix == "parquet":
         for file in list(folder.iterdir()):
-            pd.read_csv(file, dtype=str, keep_default_na=False).to_parquet(file.with_suffix(".parquet"))
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(read_rows(file)), file.with_suffix(".parquet"))
             file.unlink()
     data = load_data(str(folder), None, few_shot=False)
     assert data.label_names == ("blue", "green", "red")

@@ -345,8 +345,8 @@ def mistake(capsys, tmp_path, *flags):
     ("--task demo --noise-level 0.1", "argument --noise: needs --noise-level"),
     ("--task demo --pooling max", "argument --pooling: invalid choice: 'max'"),
     ("--task demo --lamb 0.5", "unrecognized arguments: --lamb"),
-    ("--task demo --device cuda:99", "argument --device: cuda:99 is not to be had"),
-    ("--task demo --device toaster", "argument --device: toaster is not to be had"),
+    ("--task demo --device cuda:99", "argument --device: cuda:99 cannot be used"),
+    ("--task demo --device toaster", "argument --device: toaster cannot be used"),
     ("--task demo --data-dir .", "argument --data-dir: goes with a named task"),
     ("--task sst2 --data-dir /nowhere", "argument --data-dir: no file /nowhere/SST-2/train.tsv"),
     ("--task demo --model ./nowhere", "argument --model: ./nowhere has no config.json"),
@@ -358,31 +358,54 @@ def test_mistakes_in_the_flags(capsys, tmp_path, flags, message):
     assert message in mistake(capsys, tmp_path, *flags.split())
 
 
-@pytest.mark.parametrize("files, message", [
-    ({}, "has no train file"),
-    ({"train.csv": "text,label\na,0\nb,1\n"}, "has no test file"),
-    ({"train.csv": "", "test.csv": "text,label\na,0\n"}, "train.csv cannot be read: No columns"),
-    ({"train.csv": "text,label\n", "test.csv": "text,label\na,0\n"}, "train.csv has no rows"),
-    ({"train.csv": "sentence,label\na,0\nb,1\n", "test.csv": "text,label\na,0\n"}, "train.csv has no column text; it has"),
-    ({"train.csv": "text,class\na,0\n", "test.csv": "text,label\na,0\n"}, "train.csv has no column label; it has"),
-    ({"train.csv": "text,label\na,0\nb,1\n", "test.csv": "text,label\na,2\n"}, "row 1: label '2' is none"),
-    ({"train.csv": "text,label\na,0\nb,0\n", "test.csv": "text,label\na,0\n"}, "train.csv has one label, 0"),
-    ({"train.csv": "text,label\na,0\n,\nc,1\n", "test.csv": "text,label\na,0\n"}, "row 2: text or label is missing"),
-    ({"train.jsonl": '{"text": null, "label": 1}\n{"text": "a", "label": 0}\n', "test.csv": "text,label\na,0\n"},
-     "train.jsonl, row 1: text or label is missing"),
-    ({"train.jsonl": '{"text": "a"', "test.csv": "text,label\na,0\n"}, "train.jsonl cannot be read"),
-    ({"train.csv": b"text,label\n\xff,0\n", "test.csv": "text,label\na,0\n"}, "train.csv cannot be read: 'utf-8'"),
-    ({"train.parquet": b"PAR1 no", "test.csv": "text,label\na,0\n"}, "train.parquet cannot be read"),
-    ({"train.csv": "text,label\na,0\n", "train.tsv": "text\tlabel\n"}, "train.csv are both there"),
-    ({"train.csv": "text,label\na,0\nb,1\n", "test.csv": "text,label\nc,0\n"}, "leaves no row for validation"),
+GOOD = "text,label\na,0\nb,1\n"
+
+
+@pytest.mark.parametrize("train, test, message", [
+    (None, GOOD, "has no train file"),
+    (GOOD, None, "has no test file"),
+    ("", GOOD, "train.csv has no rows"),
+    ("text,label\n", GOOD, "train.csv has no rows"),
+    (GOOD, "text,label\n", "test.csv has no rows"),
+    ("sentence,label\na,0\nb,1\n", GOOD, "train.csv has no column text; it has sentence, label"),
+    ("text,class\na,0\n", GOOD, "train.csv has no column label; it has text, class"),
+    (GOOD, "text\na\n", "test.csv has no column label; it has text"),
+    (GOOD, "text,label\na,2\n", "test.csv, row 1: label '2' is none of 0, 1"),
+    ("text,label\na,0\nb,0\n", GOOD, "train.csv has one label, 0; expected two or more"),
+    ("text,label\na,0\n,\nc,1\n", GOOD, "train.csv, row 2: a field is missing"),
+    ("text,label\na,0\nb\nc,1\n", GOOD, "train.csv, row 2: a field is missing"),
+    ("text,label\na,0\nb, and c,1\n", GOOD, "train.csv, row 2: a field is missing, or there is one too many"),
+    ('text,label\na,0\n"b,1\n', GOOD, "train.csv cannot be read: unexpected end"),
+    (b"text,label\n\xff,0\n", GOOD, "train.csv cannot be read: 'utf-8' codec"),
+    (GOOD, "text,label\nc,0\n", "leaves no row for validation; take fewer --shots"),
 ])  # fmt: skip
-def test_mistakes_in_one_s_own_folder(capsys, tmp_path, files, message):
+def test_mistakes_in_one_s_own_folder(capsys, tmp_path, train, test, message):
+    error = own_mistake(capsys, tmp_path, {"train.csv": train, "test.csv": test})
+    assert message in error and "argument --task" in error
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("train.jsonl", '{"text": null, "label": 1}\n{"text": "a", "label": 0}\n', "row 1: a field is missing"),
+    ("train.jsonl", '{"text": "a"', "train.jsonl cannot be read: Expecting"),
+    ("train.jsonl", "5\n", "train.jsonl cannot be read"),
+    ("train.parquet", b"PAR1 no", "train.parquet cannot be read"),
+])  # fmt: skip
+def test_mistakes_in_other_formats(capsys, tmp_path, name, content, message):
+    assert message in own_mistake(capsys, tmp_path, {name: content, "test.csv": GOOD})
+
+
+def test_two_files_for_one_split(capsys, tmp_path):
+    error = own_mistake(capsys, tmp_path, {"train.csv": GOOD, "train.tsv": "text\tlabel\n", "test.csv": GOOD})
+    assert "train.csv are both there; keep one" in error
+
+
+def own_mistake(capsys, tmp_path, files):
     folder = tmp_path / "own"
     folder.mkdir()
     for name, content in files.items():
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    error = mistake(capsys, tmp_path, "--task", folder, "--model", "demo", "--shots", 2)
-    assert message in error and "argument --" in error
+        if content is not None:
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return mistake(capsys, tmp_path, "--task", folder, "--model", "demo", "--shots", 2)
 
 
 def test_a_glue_file_without_its_column(capsys, tmp_path, glue):

@@ -1,4 +1,4 @@
-"""Real SST-2 with a real encoder, where GLUE_DIR (GLUE's layout) and ENCODER (a BERT-like folder) say where they are."""
+"""Real SST-2 with a real encoder: GLUE_DIR (in GLUE's layout) and ENCODER (BERT-like) say where they are."""
 
 import os
 import re
