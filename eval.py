@@ -74,7 +74,10 @@ def test_set(folder: str, task: str | None, data_dir: str | None, device: str | 
     chosen = pick_device(device)
     model = load_model(folder, record["pooling"], names, tokenizer, dropout=0.0).to(chosen)
     encoded = Encoded(data.test, tokenizer, record["max_length"])
-    return record, data, *predict(model, encoded, chosen, record["precision"])
+    class_logits, features = predict(model, encoded, chosen, record["precision"])
+    if set(names) == set(data.label_names):  # perhaps in another order
+        class_logits = class_logits[:, [names.index(name) for name in data.label_names]]
+    return record, data, class_logits, features
 
 
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -11,7 +11,6 @@ A finished run is one JSON line in OUT/results.jsonl and, unless it is one of a 
 import argparse
 import contextlib
 import csv
-import errno
 import functools
 import hashlib
 import json
@@ -112,7 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lam", type=fraction, nargs="+", default=[0.9], help="weight of SCL against CE in Eq. 1; 0 is CE alone; 1 "
         "fits the classifier afterwards, on frozen features (default: 0.9)")
     add("--tau", type=positive, nargs="+", default=[0.3], help="temperature of SCL (default: 0.3)")
-    add("--seed", type=number(int, "[0, inf)"), nargs="+", default=[0], help="of sample, new weights, order, dropout")
+    add("--seed", type=number(int, "[0, 4294967295]"), nargs="+", default=[0], help="of all that is random")
 
     add = parser.add_argument_group("model").add_argument
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; for demo: a tiny random one)")
@@ -146,6 +145,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --{one}: not together with --{other.replace('_', '-')}; choose one")
     if (args.noise is None) != (args.noise_level is None):
         parser.error("argument --noise: needs --noise-level, and the other way round: --noise label --noise-level 0.1")
+    classes = len(TASKS[args.task].labels) if args.task in TASKS else 2
+    if args.shots and args.shots < classes:
+        parser.error(f"argument --shots: expected at least {classes}, one a class, got {args.shots}")
     args.model = args.model or ("demo" if args.task == "demo" else DEFAULT_MODEL)
     try:
         task_files(args.task, args.data_dir)
@@ -400,7 +402,7 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
     if not (shots or shots_per_class):
         return pool, validation, test
     if shots and not len(names) <= shots <= len(pool):
-        raise Mistake(f"argument --shots: expected {len(names)} (the classes) to {len(pool)} (the rows), got {shots}")
+        raise Mistake(f"argument --shots: expected {len(names)}, one a class, to {len(pool)}, all rows, got {shots}")
     sizes = np.bincount(pool.labels, minlength=len(names))
     if shots_per_class and shots_per_class > sizes.min():
         raise Mistake(f"argument --shots-per-class: expected at most {sizes.min()} (what train has of "
@@ -748,7 +750,7 @@ def append_record(file: Path, record: dict) -> None:
         line = (b"" if results.read() in (b"", b"\n") else b"\n") + json.dumps(record).encode() + b"\n"
         try:
             if results.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+                raise OSError(f"{file}: no space left for a record")
             os.fsync(results.fileno())
         except OSError:
             results.truncate(end)

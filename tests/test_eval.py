@@ -9,6 +9,7 @@ import pytest
 from conftest import run, write_lines
 
 import eval as evaluate
+import finetune
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,20 @@ def test_score_on_another_task(checkpoints, own, capsys):
     for folder in checkpoints.values():
         assert evaluate.main(["score", str(folder), "--task", str(own(train=rows * 2, test=rows * 2))]) == 0
         assert "accuracy 1.0000" in capsys.readouterr().out
+
+
+def test_score_goes_by_the_names_of_the_labels_not_their_order(own, tmp_path, capsys):
+    """A checkpoint whose classes are numbered the other way round gives every answer the other way round."""
+    great, dull = "on friday evening the plot was great .", "on friday evening the plot was dull ."
+    train = [(f"{text} {i}", label) for i in range(20) for text, label in ((great, "b"), (dull, "a"))]
+    out = tmp_path / "out"
+    flags = ["--model", "demo", "--shots", "30", "--max-steps", "40", "--out", str(out)]
+    assert finetune.main(["--task", str(own(train=train, test=train[:4])), *flags]) == 0
+    (record,) = finetune.read_records(out / "results.jsonl")
+    config = out / record["run"] / "config.json"
+    config.write_text(config.read_text().replace('"0": "a"', '"0": "b"').replace('"1": "b"', '"1": "a"'))
+    assert evaluate.main(["score", str(out / record["run"])]) == 0
+    assert f"accuracy {1 - record['test_accuracy']:.4f}" in capsys.readouterr().out
 
 
 def test_tsne_draws_a_panel_a_run(pair, tmp_path):

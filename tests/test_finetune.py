@@ -321,7 +321,8 @@ def mistake(capsys, tmp_path, *flags):
     ("--task demo --shots 0", "argument --shots: expected int in [1, inf), got 0"),
     ("--task demo --shots -5", "argument --shots: expected int in [1, inf), got -5"),
     ("--task demo --shots 2.5", "argument --shots: expected int in [1, inf), got 2.5"),
-    ("--task demo --shots 1", "argument --shots: expected 2 (the classes) to"),
+    ("--task demo --shots 1", "argument --shots: expected at least 2, one a class, got 1"),
+    ("--task mnli --shots 2", "argument --shots: expected at least 3, one a class, got 2"),
     ("--task demo --shots 99999", "got 99999"),
     ("--task demo --shots-per-class 9999", "argument --shots-per-class: expected at most"),
     ("--task demo --shots 20 --shots-per-class 3", "argument --shots: not together with --shots-per-class"),
@@ -338,7 +339,7 @@ def mistake(capsys, tmp_path, *flags):
     ("--task demo --batch-size 0", "argument --batch-size: expected int in [1, inf), got 0"),
     ("--task demo --epochs 0", "argument --epochs: expected float in (0, inf), got 0"),
     ("--task demo --max-steps 0", "argument --max-steps: expected int in [1, inf), got 0"),
-    ("--task demo --seed -1", "argument --seed: expected int in [0, inf), got -1"),
+    ("--task demo --seed -1", "argument --seed: expected int in [0, 4294967295], got -1"),
     ("--task demo --dropout 1", "argument --dropout: expected float in [0, 1), got 1"),
     ("--task demo --noise label --noise-level 1.1", "argument --noise-level: expected float in [0, 1], got 1.1"),
     ("--task demo --noise label", "argument --noise: needs --noise-level"),
@@ -377,11 +378,12 @@ GOOD = "text,label\na,0\nb,1\n"
     ("text,label\na,0\nb, and c,1\n", GOOD, "train.csv, row 2: a field is missing, or there is one too many"),
     ('text,label\na,0\n"b,1\n', GOOD, "train.csv cannot be read: unexpected end"),
     (b"text,label\n\xff,0\n", GOOD, "train.csv cannot be read: 'utf-8' codec"),
+    ("text,label\na,0\nb,1\nc,2\n", GOOD, "argument --shots: expected 3, one a class, to 1, all rows, got 2"),
     (GOOD, "text,label\nc,0\n", "leaves no row for validation; take fewer --shots"),
 ])  # fmt: skip
 def test_mistakes_in_one_s_own_folder(capsys, tmp_path, train, test, message):
     error = own_mistake(capsys, tmp_path, {"train.csv": train, "test.csv": test})
-    assert message in error and "argument --task" in error
+    assert message in error and "argument --" in error
 
 
 @pytest.mark.parametrize("name, content, message", [
