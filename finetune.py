@@ -32,7 +32,7 @@ from typing import NamedTuple
 class Task(NamedTuple):
     """A text classification task: where it lives on the hub, and in a folder of the classic GLUE layout."""
 
-    hub: str | None
+    hub: str  # "" for a folder of one's own
     config: str | None
     hub_text: tuple[str, ...]
     labels: tuple[str, ...]  # in the order of their numbers
@@ -176,14 +176,14 @@ def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
     if not Path(task).is_dir():
         raise Mistake(f"argument --task: {task} is neither a folder nor one of demo, {', '.join(TASKS)}")
     suffixes = (".tsv", ".csv", ".jsonl", ".parquet")
-    files = {split: [file for suffix in suffixes if (file := Path(task, split + suffix)).is_file()]
-             for split in ("train", "validation", "test")}
-    for split, found in files.items():
+    present = {split: [file for suffix in suffixes if (file := Path(task, split + suffix)).is_file()]
+               for split in ("train", "validation", "test")}
+    for split, found in present.items():
         if len(found) > 1:
             raise Mistake(f"argument --task: {found[0]} and {found[1].name} are both there; keep one")
         if not found and split != "validation":
             raise Mistake(f"argument --task: {task} has no {split} file; expected {split} with {', '.join(suffixes)}")
-    return {split: found[0] for split, found in files.items() if found}
+    return {split: found[0] for split, found in present.items() if found}
 
 
 def check_model_folder(model: str, pooling: str) -> None:
@@ -307,7 +307,7 @@ def own_task(train: Path) -> Task:
     if len(labels) == 1:
         raise Mistake(f"{train} has one label, {labels[0]}; expected two or more")
     text = ("text", "text_pair") if rows and "text_pair" in rows[0] else ("text",)
-    return Task(None, None, (), tuple(labels), "", text, test="test")
+    return Task("", None, (), tuple(labels), "", text, test="test")
 
 
 def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
@@ -342,11 +342,13 @@ def load_hub(task: Task) -> dict[str, Split]:
 
     connect_hub()
     datasets.disable_progress_bars()
-    test = {"test": "test", "dev": "validation", "dev_matched": "validation_matched"}[task.test]
-    parts = [datasets.load_dataset(task.hub, task.config, split=split) for split in ("train", test)]
-    train, test = (Split(list(zip(*(part[column][:] for column in task.hub_text), strict=True)),
-                         np.array(part["label"][:])) for part in parts)
-    return {"train": train, "test": test}
+    names = {"test": "test", "dev": "validation", "dev_matched": "validation_matched"}
+    splits = {}
+    for split, name in (("train", "train"), ("test", names[task.test])):
+        part = datasets.load_dataset(task.hub, task.config, split=name)
+        texts = zip(*(part[column][:] for column in task.hub_text), strict=True)
+        splits[split] = Split(list(texts), np.array(part["label"][:]))
+    return splits
 
 
 @functools.cache
@@ -400,6 +402,7 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
     """(train, validation, test) with no text in two of them. lam and tau play no part: runs of a seed are paired."""
     pool, validation, test, names = data
     if not (shots or shots_per_class):
+        assert validation is not None  # load_data cuts one
         return pool, validation, test
     if shots and not len(names) <= shots <= len(pool):
         raise Mistake(f"argument --shots: expected {len(names)}, one a class, to {len(pool)}, all rows, got {shots}")
@@ -407,7 +410,7 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
     if shots_per_class and shots_per_class > sizes.min():
         raise Mistake(f"argument --shots-per-class: expected at most {sizes.min()} (what train has of "
                       f"{names[sizes.argmin()]}), got {shots_per_class}")
-    train = pool.take(stratified(pool.labels, shots or [shots_per_class] * len(names), seed))
+    train = pool.take(stratified(pool.labels, shots or [shots_per_class or 0] * len(names), seed))
     if validation is None:
         rest = pool.without(train)
         validation = rest.take(stratified(rest.labels, min(500, len(rest)), SPLIT_SEED))
@@ -424,7 +427,7 @@ def add_noise(split: Split, kind: str | None, level: float, num_classes: int, se
 
     def spoil(text: str) -> str:
         words = text.split()
-        dropped = set()
+        dropped: set[int] = set()
         for i in rng.permutation(len(words))[: round(level * len(words))]:
             if rng.random() < 0.5 and len(dropped) < len(words) - 1:
                 dropped.add(i)
@@ -482,6 +485,9 @@ class Model(nn.Module):
     mean pooling: features are the mean of an encoder's last hidden layer over real tokens; `head` is linear.
     """
 
+    backbone: nn.Module
+    head: nn.Linear | None
+
     def __init__(self, backbone: nn.Module, head: nn.Linear | None):
         super().__init__()
         self.backbone, self.head = backbone, head
@@ -538,7 +544,7 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
 
     What the source lacks, a classifier for this number of labels above all, comes from torch's random state.
     """
-    labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+    labels: dict = {"id2label": dict(enumerate(label_names)), "label2id": {n: i for i, n in enumerate(label_names)}}
     auto = transformers.AutoModelForSequenceClassification if pooling == "cls" else transformers.AutoModel
     with blame("--model", source, "a folder that save_pretrained wrote, with model.safetensors"):
         if source == "demo":
@@ -604,7 +610,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.optim.Optimizer:
     """AdamW with fairseq's settings for GLUE: no decay of biases and layer norms, the classifier at its own rate."""
-    classifier, groups = model.classifier_names(), {}
+    classifier, groups = model.classifier_names(), dict[tuple[float, float], dict]()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in classifier or not classifier_only)
         lr, decay = config["head_lr" if name in classifier else "lr"], config["weight_decay"] * (parameter.ndim > 1)
@@ -840,5 +846,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # a log grows line by line, through a pipe too
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log grows line by line, piped too
     sys.exit(main())
