@@ -485,10 +485,10 @@ class Model(nn.Module):
     mean pooling: features are the mean of an encoder's last hidden layer over real tokens; `head` is linear.
     """
 
-    backbone: nn.Module
+    backbone: transformers.PreTrainedModel
     head: nn.Linear | None
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear | None):
+    def __init__(self, backbone: transformers.PreTrainedModel, head: nn.Linear | None):
         super().__init__()
         self.backbone, self.head = backbone, head
 
