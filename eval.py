@@ -34,7 +34,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("files", nargs="+", metavar="RESULTS.jsonl")
     for command in (tsne, grid):
         command.add_argument("-o", "--output", required=True, metavar="FIG.png")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if (output := getattr(args, "output", None)) and not Path(output).absolute().parent.is_dir():
+        parser.error(f"argument -o: no folder {Path(output).parent}; make it or choose another")
+    return args
 
 
 if __name__ == "__main__":
@@ -47,7 +50,18 @@ import transformers
 from sklearn.manifold import TSNE
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef, silhouette_score
 
-from finetune import Encoded, Mistake, load_data, load_model, load_tokenizer, pick_device, predict, read_records
+from finetune import (
+    TASKS,
+    Encoded,
+    Mistake,
+    blame,
+    load_data,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    predict,
+    read_records,
+)
 
 matplotlib.use("Agg")  # pictures go to files, with or without a screen
 import matplotlib.pyplot as plt
@@ -62,20 +76,25 @@ def test_set(folder: str, task: str | None, data_dir: str | None, device: str | 
     file = Path(folder, "record.json")
     if not file.is_file():
         raise Mistake(f"{folder} is no checkpoint of finetune.py (no record.json); a sweep keeps its with --save")
-    record = json.loads(file.read_text())
-    few_shot = bool(record["shots"] or record["shots_per_class"])
-    data = load_data(task or record["task"], data_dir or record["data_dir"], few_shot)
+    with blame("RUN", folder, "a checkpoint of finetune.py"):
+        record = json.loads(file.read_text())
+        few_shot = bool(record["shots"] or record["shots_per_class"])
+    if data_dir is None and (task is None or task in TASKS):
+        data_dir = record["data_dir"]
+    data = load_data(task or record["task"], data_dir, few_shot)
     if task is None and data.test.checksum != record["test_checksum"]:
         raise Mistake(f"{folder} was tested on other data than {record['task']} holds now; give --task or --data-dir")
     tokenizer = load_tokenizer(folder, record["pooling"])
     names = tuple(transformers.AutoConfig.from_pretrained(folder).id2label.values())
-    if len(names) != len(data.label_names):
-        raise Mistake(f"argument --task: {folder} knows {len(names)} classes, {task} has {len(data.label_names)}")
+    numbers = tuple(map(str, range(len(names))))  # labels that are numbers are the checkpoint's own
+    if set(names) != set(data.label_names) and data.label_names != numbers:
+        own, other = ", ".join(names), ", ".join(data.label_names)
+        raise Mistake(f"argument --task: {folder} knows the classes {own}, not {other}")
     chosen = pick_device(device)
     model = load_model(folder, record["pooling"], names, tokenizer, dropout=0.0).to(chosen)
     encoded = Encoded(data.test, tokenizer, record["max_length"])
     class_logits, features = predict(model, encoded, chosen, record["precision"])
-    if set(names) == set(data.label_names):  # perhaps in another order
+    if data.label_names != numbers:  # the same names, perhaps in another order
         class_logits = class_logits[:, [names.index(name) for name in data.label_names]]
     return record, data, class_logits, features
 
@@ -97,12 +116,14 @@ def score(args: argparse.Namespace) -> None:
         record, data, class_logits, features = test_set(folder, args.task, args.data_dir, args.device)
         names, labels, predicted = data.label_names, data.test.labels, class_logits.argmax(axis=1)
         intra, inter = cosines(features, labels)
+        classes = len(set(labels))
+        silhouette = silhouette_score(features, labels, metric="cosine") if 1 < classes < len(labels) else np.nan
         print(f"\n{record['run']}: {args.task or record['task']}, {len(labels)} test examples\n"
               f"accuracy {accuracy_score(labels, predicted):.4f}  "
               f"macro-F1 {f1_score(labels, predicted, average='macro'):.4f}  "
               f"MCC {matthews_corrcoef(labels, predicted):.4f}\n"
               f"cosine within a class {intra:.3f}  between classes {inter:.3f}  "
-              f"silhouette {silhouette_score(features, labels, metric='cosine'):.3f}\n")
+              f"silhouette {silhouette:.3f}\n")
         counts = confusion_matrix(labels, predicted, labels=range(len(names)))  # (true, predicted)
         print_table(["true \\ predicted", *names], [[name, *row] for name, row in zip(names, counts, strict=True)])
 
@@ -113,6 +134,8 @@ def print_table(header: list[str], rows: list[list]) -> None:
 
 
 def method(record: dict) -> str:
+    if record["lam"] == 1:
+        return f"SCL ({record['tau']:g}), then CE"
     return f"CE + SCL ({record['lam']:g}, {record['tau']:g})" if record["lam"] else "CE"
 
 
@@ -130,7 +153,7 @@ def tsne(args: argparse.Namespace) -> None:
         points = projection.fit_transform(features)  # (N, 2)
         reach = max(reach, 1.05 * np.abs(points).max())
         for label, name in enumerate(data.label_names):
-            panel.scatter(*points[labels == label].T, s=12, alpha=0.7, linewidths=0, label=name,
+            panel.scatter(*points[labels == label].T, s=18, alpha=0.7, linewidths=0, label=name,
                           color=COLOURS[label % len(COLOURS)], marker=MARKERS[label % len(MARKERS)])
         accuracy = accuracy_score(labels, class_logits.argmax(axis=1))
         task = args.task or record["task"]
@@ -155,6 +178,8 @@ def save(figure, output: str) -> None:
 SETTING = ("task", "shots", "shots_per_class", "model", "pooling", "noise", "noise_level", "batch_size", "sampler",
            "precision", "dropout", "max_length", "weight_decay", "warmup_ratio")
 TUNED = ("lr", "head_lr", "steps", "eval_every")  # may differ between CE and CE + SCL, never within one of them
+FIELDS = (*SETTING, *TUNED, "lam", "tau", "seed", "train_checksum", "validation_checksum", "test_checksum", "test_size",
+          "validation_accuracy", "test_accuracy")
 Arm = dict[int, dict]  # records of one setting, lam and tau, by seed
 
 
@@ -165,20 +190,18 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
         if not Path(file).is_file():
             raise Mistake(f"argument RESULTS.jsonl: no file {file}; finetune.py writes OUT/results.jsonl")
         for record in read_records(Path(file)):
-            try:
-                arms = settings.setdefault(tuple(record[name] for name in SETTING), {})
-                arm = arms.setdefault((record["lam"], record["tau"]), {})
-                first = next(iter(next(iter(arms.values()), {}).values()), record)
-                mixed = [name for name in TUNED if record[name] != next(iter(arm.values()), record)[name]]
-                mixed += ["test_checksum"] if record["test_checksum"] != first["test_checksum"] else []
-            except (KeyError, TypeError):
-                raise Mistake(f"argument RESULTS.jsonl: {file} holds a line that is no record of finetune.py") from None
+            if lacking := [name for name in FIELDS if name not in record]:
+                raise Mistake(f"argument RESULTS.jsonl: {file} holds a line without {lacking[0]}: no record of a run")
+            arms = settings.setdefault(tuple(record[name] for name in SETTING), {})
+            arm = arms.setdefault((record["lam"], record["tau"]), {})
             where = f"{record['task']}, N = {shots(record)}, {method(record)}"
             if record["seed"] in arm:
                 raise Mistake(f"argument RESULTS.jsonl: seed {record['seed']} is there twice for {where}; keep one")
-            if mixed:
-                other = next(iter(arm.values()), first)[mixed[0]]
-                raise Mistake(f"argument RESULTS.jsonl: {where} mixes {mixed[0]} {other} and {record[mixed[0]]}")
+            of_setting = next((other for filled in arms.values() for other in filled.values()), record)
+            of_arm = next(iter(arm.values()), record)
+            for name, other in [(name, of_arm) for name in TUNED] + [("test_checksum", of_setting)]:
+                if record[name] != other[name]:
+                    raise Mistake(f"argument RESULTS.jsonl: {where} mixes {name} {other[name]} and {record[name]}")
             arm[record["seed"]] = record
     if not settings:
         raise Mistake(f"argument RESULTS.jsonl: no record in {', '.join(files)}")
@@ -321,6 +344,9 @@ def main(argv: list[str] | None = None) -> int:
     except (Mistake, OSError) as error:
         print(f"eval.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--shots-per-class", type=whole, help="training examples of each class")
     add("--noise", choices=("label", "word"), help="flip labels, or drop and swap words, of the training sample")
     add("--noise-level", type=fraction, help="which fraction of them")
-    add("--max-length", type=whole, default=256, help="tokens, or the model's limit if lower (default: %(default)s)")
+    add("--max-length", type=number(int, "[3, inf)"), default=256, help="tokens, or the model's limit (default: 256)")
 
     add = parser.add_argument_group("method (of several values every combination runs)").add_argument
     add("--lam", type=fraction, nargs="+", default=[0.9], help="weight of SCL against CE in Eq. 1; 0 is CE alone; 1 "
@@ -155,6 +156,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_writable(Path(args.out))
     except Mistake as mistake:
         parser.error(str(mistake))
+    args.task, args.model = os.path.normpath(args.task), os.path.normpath(args.model)  # one spelling for one run
     return args
 
 
@@ -206,6 +208,7 @@ def check_writable(folder: Path) -> None:
 
 if __name__ == "__main__":
     parse_args()  # a mistake in the flags ends here, before torch is imported
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports: nothing has begun
 
 import huggingface_hub
 import numpy as np
@@ -273,7 +276,7 @@ def read_rows(file: Path, header: tuple[str, ...] | None = None) -> list[dict]:
                 return [dict(json.loads(line)) for line in lines.read().split("\n") if line.strip()]
             return list(csv.DictReader(lines.read().split("\n"), header, delimiter="\t", quoting=csv.QUOTE_NONE))
     except (ValueError, TypeError, OSError, csv.Error) as error:  # json's and arrow's are ValueErrors
-        raise Mistake(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+        raise Mistake(f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from None
 
 
 def read_split(file: Path, task: Task) -> Split:
@@ -328,7 +331,9 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
         official, test = test, test.take(stratified(test.labels, len(test) // 2, SPLIT_SEED))
         rest = official.without(test)
         validation = rest.take(stratified(rest.labels, min(500, len(rest)), SPLIT_SEED))
-    train = train.without(test)
+    whole, train = train, train.without(test)
+    if len(train) < len(whole):
+        print(f"left out of train, for test holds the same text: {len(whole) - len(train)} of {len(whole)} rows")
     if validation is None and not few_shot:
         validation = train.take(stratified(train.labels, min(len(test), len(train) // 10), SPLIT_SEED))
     if validation is not None:
@@ -375,7 +380,7 @@ def blame(flag: str, name: str, instead: str):
     except Mistake as mistake:
         raise Mistake(f"argument {flag}: {mistake}") from None
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError, SafetensorError) as error:
-        if huggingface_hub.is_offline_mode() and "/" in name and not os.path.exists(name):
+        if huggingface_hub.is_offline_mode() and flag != "--device" and not os.path.exists(name):
             raise Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache; three ways out: "
                           "--data-dir with a GLUE folder, --model with a local one, or --task demo") from None
         reason = str(error).strip().split("\n")[0]
@@ -464,8 +469,7 @@ class Encoded:
     """A Split as tokens, padded batch by batch."""
 
     def __init__(self, split: Split, tokenizer, max_length: int):
-        limit = min(max_length, tokenizer.model_max_length)
-        tokens = tokenizer(*map(list, zip(*split.texts, strict=True)), truncation=True, max_length=limit)
+        tokens = tokenizer(*map(list, zip(*split.texts, strict=True)), truncation=True, max_length=max_length)
         self.tokens = [{name: tokens[name][row] for name in tokens} for row in range(len(split))]
         self.labels = torch.from_numpy(split.labels)  # (N,)
         self.pad = transformers.DataCollatorWithPadding(tokenizer)
@@ -696,7 +700,8 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         if save and result["best_step"]:
             save_checkpoint(save, model, tokenizer, record)
             kept = f"; {save} keeps step {result['best_step']}, the best before"
-        raise Mistake(f"the loss is not finite at step {result['failed_step']}{kept}; try a smaller --lr")
+        failure = f"the loss is not finite at step {result['failed_step']}"
+        raise Mistake(f"{config['run']}: {failure}{kept}; try a smaller --lr")
 
     class_logits, _ = predict(model, test, device, config["precision"])
     labels, predicted = test.labels.numpy(), class_logits.argmax(axis=1)
@@ -739,10 +744,10 @@ def save_checkpoint(folder: Path, model: Model, tokenizer, record: dict) -> None
 def read_records(file: Path) -> list[dict]:
     """A record a line. A torn line, such as a full disk leaves, is said and left out."""
     records = []
-    for row, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for row, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
             print(f"{file}, line {row} is no record: left out", file=sys.stderr)
     return records
 
@@ -789,58 +794,64 @@ def sweep(args: argparse.Namespace) -> None:
     data = load_data(args.task, args.data_dir, few_shot=bool(args.shots or args.shots_per_class))
     source = fetch_model(args.model)
     tokenizer = load_tokenizer(source, args.pooling)
+    args.max_length = min(args.max_length, tokenizer.model_max_length)
     encode = functools.cache(lambda split: Encoded(split, tokenizer, args.max_length))
     results = Path(args.out, "results.jsonl")
-    done = {record["run"]: record for record in (read_records(results) if results.exists() else [])}
+    done = {record.get("run"): record for record in (read_records(results) if results.exists() else [])}
     settings = list(dict.fromkeys((lam, tau if lam else None) for lam in args.lam for tau in args.tau))
     keep = args.save or len(settings) * len(args.seed) == 1
     for seed in args.seed:
         train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
         if not len(validation):
-            raise Mistake(f"argument --task: {args.task} leaves no row for validation; take fewer --shots")
+            raise Mistake(f"argument --task: {args.task} leaves no row for validation; add a file, or fewer --shots")
         train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
         for lam, tau in settings:
             config = configure(args, lam, tau, seed, (train, validation, test))
+            folder = Path(args.out, config["run"])
             if record := done.get(config["run"]):
-                print(f"{json.dumps(record)}\n{config['run']} is done, see its record above; to run it anew, delete "
-                      f"that line of {results} or choose another --out")
+                print(f"{json.dumps(record)}\n{config['run']} is done: its record above, its checkpoint "
+                      f"{f'in {folder}' if folder.exists() else 'not kept'}; to run it anew, delete that line of "
+                      f"{results} or choose another --out")
                 continue
             describe(config, train, data.label_names, device)
-            folder = Path(args.out, config["run"]) if keep else None
             torch.manual_seed(seed)
             model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout).to(device)
-            record = run(config, model, tokenizer, [*map(encode, (train, validation, test))], device, folder)
+            parts = [encode(split) for split in (train, validation, test)]
+            record = run(config, model, tokenizer, parts, device, folder if keep else None)
             append_record(results, record)
             print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
                   "{seconds:.0f} s".format(**record))
-            print(f"record in {results}" + (f", checkpoint in {folder}" if folder else ""))
+            print(f"record in {results}" + (f", checkpoint in {folder}" if keep else ""))
 
 
 def describe(config: dict, train: Split, names: tuple[str, ...], device: torch.device) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in zip(names, np.bincount(train.labels), strict=False))
-    print("\n{run}\n{model} on {0}; {steps} steps of {batch_size}; {train_size} train ({1}), {validation_size} "
-          "validation, {test_size} test".format(device, counts, **config))
+    print("\n{run}\n{model} on {0}; {steps} steps of {1}; {train_size} train ({2}), {validation_size} validation, "
+          "{test_size} test".format(device, min(config["batch_size"], len(train)), counts, **config))
     for text, label in zip(train.texts[:3], train.labels, strict=False):
         print(f"  {names[label]}: {' | '.join(text)[:100]}")
     if config["model"] == "demo":
-        print("  a smoke run, not a result: made-up sentences, a tiny encoder with random weights")
+        print("  a smoke run, not a result: this tiny encoder starts from random weights")
 
 
 def pick_device(name: str | None) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     with blame("--device", name, "cpu, or a device that torch sees"):
-        return torch.empty(1, device=name).device
+        device = torch.empty(1, device=name).device
+        autocast(device, "fp32")
+        return device
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sweep(args)
     except (Mistake, OSError) as error:
         print(f"finetune.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {args.out} has every finished run, the same command goes on", file=sys.stderr)
+        print(f"interrupted: {args.out} has every finished run, the same command goes on", file=sys.stderr)
         return 130
     return 0
 

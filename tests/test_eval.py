@@ -125,7 +125,8 @@ def test_missing_pairs_are_said(tmp_path, capsys):
     ([fake(0, 0.9, 0.8), fake(1, 0.9, 0.8, steps=9)], "mixes steps 200 and 9"),
     ([fake(0, 0, 0.8), fake(0, 0.9, 0.8, test_checksum="u")], "mixes test_checksum t and u"),
     ([fake(0, 0, 0.8), fake(0, 0.9, 0.8, train_checksum="u")], "CE and CE + SCL saw different train sets at seed 0"),
-    ([{"task": "sst2"}], "holds a line that is no record of finetune.py"),
+    ([{"task": "sst2"}], "holds a line without shots: no record of a run"),
+    ([{n: v for n, v in fake(0, 0, 0.8).items() if n != "test_accuracy"}], "holds a line without test_accuracy"),
     ([], "no record in"),
 ])  # fmt: skip
 def test_what_must_not_be_averaged_is_refused(tmp_path, capsys, records, message):
@@ -191,6 +192,22 @@ def test_score_goes_by_the_names_of_the_labels_not_their_order(own, tmp_path, ca
     assert f"accuracy {1 - record['test_accuracy']:.4f}" in capsys.readouterr().out
 
 
+def test_score_refuses_classes_of_other_names(checkpoints, own, capsys):
+    folder = own(train=[("a", "red"), ("b", "blue")] * 3, test=[("a", "red"), ("b", "blue")])
+    assert evaluate.main(["score", str(checkpoints["cls"]), "--task", str(folder)]) == 2
+    assert "knows the classes negative, positive, not blue, red" in capsys.readouterr().err
+
+
+def test_score_of_one_class_and_of_a_broken_checkpoint(checkpoints, own, tmp_path, capsys):
+    folder = own(train=[("so dull", 0), ("great", 1)], test=[("a great plot", 1), ("a fresh cast", 1)])
+    assert evaluate.main(["score", str(checkpoints["cls"]), "--task", str(folder)]) == 0
+    assert "silhouette nan" in capsys.readouterr().out
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "record.json").write_text('{"run": "de')
+    assert evaluate.main(["score", str(tmp_path / "broken")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_tsne_draws_a_panel_a_run(pair, tmp_path):
     out, records = pair
     figure = tmp_path / "tsne.png"
@@ -235,5 +252,10 @@ def test_a_grid_of_two_settings_is_refused(tmp_path, capsys):
 
 def test_a_picture_that_cannot_be_written(pair, tmp_path, capsys):
     out, _ = pair
-    assert evaluate.main(["grid", str(out / "results.jsonl"), "-o", str(tmp_path / "no" / "x.png")]) == 2
-    assert "argument -o" in capsys.readouterr().err
+    for figure in ("no/x.png", "x.nonsense"):
+        try:
+            status = evaluate.main(["grid", str(out / "results.jsonl"), "-o", str(tmp_path / figure)])
+        except SystemExit as stop:
+            status = stop.code
+        assert status == 2 and "argument -o" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())

@@ -62,6 +62,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
     (again,) = run(tmp_path, "--shots", 20, "--seed", 0)
     printed = capsys.readouterr().out
     assert json.dumps(again) in printed and "to run it anew, delete that line of" in printed
+    assert f"its checkpoint in {tmp_path / again['run']}" in printed
     assert len(run(tmp_path, "--shots", 20, "--seed", 0, 1)) == 2
 
 
@@ -347,6 +348,8 @@ def mistake(capsys, tmp_path, *flags):
     ("--task demo --pooling max", "argument --pooling: invalid choice: 'max'"),
     ("--task demo --lamb 0.5", "unrecognized arguments: --lamb"),
     ("--task demo --device cuda:99", "argument --device: cuda:99 cannot be used"),
+    ("--task demo --device meta", "argument --device: meta cannot be used"),
+    ("--task demo --max-length 2", "argument --max-length: expected int in [3, inf), got 2"),
     ("--task demo --device toaster", "argument --device: toaster cannot be used"),
     ("--task demo --data-dir .", "argument --data-dir: goes with a named task"),
     ("--task sst2 --data-dir /nowhere", "argument --data-dir: no file /nowhere/SST-2/train.tsv"),
@@ -376,10 +379,10 @@ GOOD = "text,label\na,0\nb,1\n"
     ("text,label\na,0\n,\nc,1\n", GOOD, "train.csv, row 2: a field is missing"),
     ("text,label\na,0\nb\nc,1\n", GOOD, "train.csv, row 2: a field is missing"),
     ("text,label\na,0\nb, and c,1\n", GOOD, "train.csv, row 2: a field is missing, or there is one too many"),
-    ('text,label\na,0\n"b,1\n', GOOD, "train.csv cannot be read: unexpected end"),
-    (b"text,label\n\xff,0\n", GOOD, "train.csv cannot be read: 'utf-8' codec"),
+    ('text,label\na,0\n"b,1\n', GOOD, "train.csv cannot be read as csv: unexpected end"),
+    (b"text,label\n\xff,0\n", GOOD, "train.csv cannot be read as csv: 'utf-8' codec"),
     ("text,label\na,0\nb,1\nc,2\n", GOOD, "argument --shots: expected 3, one a class, to 1, all rows, got 2"),
-    (GOOD, "text,label\nc,0\n", "leaves no row for validation; take fewer --shots"),
+    (GOOD, "text,label\nc,0\n", "leaves no row for validation; add a file"),
 ])  # fmt: skip
 def test_mistakes_in_one_s_own_folder(capsys, tmp_path, train, test, message):
     error = own_mistake(capsys, tmp_path, {"train.csv": train, "test.csv": test})
@@ -388,7 +391,7 @@ def test_mistakes_in_one_s_own_folder(capsys, tmp_path, train, test, message):
 
 @pytest.mark.parametrize("name, content, message", [
     ("train.jsonl", '{"text": null, "label": 1}\n{"text": "a", "label": 0}\n', "row 1: a field is missing"),
-    ("train.jsonl", '{"text": "a"', "train.jsonl cannot be read: Expecting"),
+    ("train.jsonl", '{"text": "a"', "train.jsonl cannot be read as jsonl: Expecting"),
     ("train.jsonl", "5\n", "train.jsonl cannot be read"),
     ("train.parquet", b"PAR1 no", "train.parquet cannot be read"),
 ])  # fmt: skip
