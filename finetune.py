@@ -208,7 +208,7 @@ def check_writable(folder: Path) -> None:
 
 if __name__ == "__main__":
     parse_args()  # a mistake in the flags ends here, before torch is imported
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports: nothing has begun
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))  # during the imports
 
 import huggingface_hub
 import numpy as np
@@ -637,7 +637,9 @@ def fit(model: Model, train: Encoded, validation: Encoded, config: dict, device,
 
     result: dict = {"best_step": None, "validation_accuracy": None}
     best_weights: dict[str, Tensor] | None = None
-    window: list[Tensor] = []  # loss, CE, SCL, its lowest and collapsed value: of each step since the last validation
+    validated = 0  # the step of the last validation
+    unread: list[Tensor] = []  # per step: loss, CE, SCL, its lowest and its collapsed value
+    sums = torch.zeros(5)  # of the steps since the last validation
     bar = tqdm(range(1, steps + 1), desc=config["run"], disable=None, leave=False)
     for step in bar:
         model.train(not classifier_only)
@@ -653,17 +655,20 @@ def fit(model: Model, train: Encoded, validation: Encoded, config: dict, device,
         schedule.step()
         optimizer.zero_grad()
 
-        window.append(torch.stack([loss, ce, scl, *(scl_bounds(labels, tau) if lam else (ce, ce))]).detach())
+        unread.append(torch.stack([loss, ce, scl, *(scl_bounds(labels, tau) if lam else (ce, ce))]).detach())
         validate = step % config["eval_every"] == 0 or step == steps
-        if validate or step % 20 == 0:  # reading the loss waits for the device
-            values = torch.stack(window).cpu()  # (steps, 5)
+        if validate or step % 20 == 0:  # not at every step, since reading waits for the device
+            values = torch.stack(unread).cpu()  # (steps, 5)
             finite = values[:, 0].isfinite()
             if not finite.all():
-                result["failed_step"] = step + 1 - len(window) + int(finite.logical_not().nonzero()[0])
+                result["failed_step"] = step + 1 - len(unread) + int(finite.logical_not().nonzero()[0])
                 break
+            sums += values.sum(dim=0)
+            unread.clear()
             bar.set_postfix(loss=f"{values[-1, 0]:.3f}", validation=result["validation_accuracy"])
         if validate:
-            _, result["ce"], *scl_values = values.mean(dim=0).tolist()
+            _, result["ce"], *scl_values = (sums / (step - validated)).tolist()
+            sums, validated = torch.zeros(5), step
             text = f"step {step}/{steps}  ce {result['ce']:.3f}"
             if lam:
                 result["scl"], result["scl_lowest"], result["scl_collapsed"] = scl_values
@@ -676,7 +681,6 @@ def fit(model: Model, train: Encoded, validation: Encoded, config: dict, device,
                     result |= {"best_step": step, "validation_accuracy": accuracy}
                     best_weights = {name: weight.cpu().clone() for name, weight in model.state_dict().items()}
             bar.write(text)
-            window.clear()
     if best_weights:
         model.load_state_dict(best_weights)
     return result

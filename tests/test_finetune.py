@@ -181,6 +181,15 @@ def test_the_best_validation_is_kept_and_the_later_of_equals(monkeypatch):
     assert not changed(model, seen[2]) and changed(model, seen[3])
 
 
+def test_the_losses_are_means_over_the_steps_since_the_last_validation(monkeypatch):
+    seen = []
+    scl_loss = finetune.scl_loss
+    monkeypatch.setattr(finetune, "scl_loss", lambda *rest: seen.append(scl_loss(*rest)) or seen[-1])
+    result = finetune.fit(*parts(steps=60, eval_every=25))
+    assert len(seen) == 60
+    assert result["scl"] == pytest.approx(sum(loss.item() for loss in seen[50:]) / 10, rel=1e-5)
+
+
 def test_head_lr_is_the_classifier_s():
     model, *rest = parts(lam=0.5, lr=0.0, head_lr=1e-3)
     before = snapshot(model)
