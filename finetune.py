@@ -343,9 +343,9 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
 
 
 def load_hub(task: Task) -> dict[str, Split]:
-    import datasets  # a second, for those who need it
-
     connect_hub()
+    import datasets  # a second, for those who need it; and it looks only now whether the hub is there
+
     datasets.disable_progress_bars()
     names = {"test": "test", "dev": "validation", "dev_matched": "validation_matched"}
     splits = {}
@@ -851,7 +851,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sweep(args)
-    except (Mistake, OSError) as error:
+    except (Mistake, OSError, SafetensorError) as error:  # a full disk is one of the latter two
         print(f"finetune.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
