@@ -156,7 +156,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_writable(Path(args.out))
     except Mistake as mistake:
         parser.error(str(mistake))
-    args.task, args.model = os.path.normpath(args.task), os.path.normpath(args.model)  # one spelling for one run
+    for name in ("task", "model"):
+        if os.path.isdir(getattr(args, name)):
+            setattr(args, name, os.path.normpath(getattr(args, name)))  # one spelling of a run
     return args
 
 
@@ -281,9 +283,7 @@ def read_rows(file: Path, header: tuple[str, ...] | None = None) -> list[dict]:
 
 def read_split(file: Path, task: Task) -> Split:
     rows, columns = read_rows(file, task.header), [*task.text, task.label]
-    if not rows:
-        raise Mistake(f"{file} has no rows")
-    if missing := [column for column in columns if column not in rows[0]]:
+    if missing := [column for column in columns if rows and column not in rows[0]]:
         raise Mistake(f"{file} has no column {missing[0]}; it has {', '.join(map(str, rows[0]))}")
     numbers = {str(label): label for label in range(len(task.labels))} if task.hub else {}  # GLUE writes 0 or a name
     numbers |= {name: label for label, name in enumerate(task.labels)}
@@ -298,6 +298,10 @@ def read_split(file: Path, task: Task) -> Split:
             raise Mistake(f"{file}, row {number}: label {word!r} is none of {', '.join(task.labels[:9])}")
         texts.append(tuple(map(str, text)))
         labels.append(numbers[str(word)])
+    if not labels:
+        raise Mistake(f"{file} has no rows")
+    if len(labels) < len(rows):
+        print(f"left out of {file}, for a field is missing or too many: {len(rows) - len(labels)} of {len(rows)} rows")
     return Split(texts, np.array(labels))
 
 

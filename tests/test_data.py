@@ -46,12 +46,13 @@ def test_mnli_columns_and_label_order(glue):
     assert data.train.labels[:4].tolist() == [0, 1, 2, 0]  # gold_label, not label1
 
 
-def test_torn_rows_of_glue_are_left_out_as_on_the_hub(glue):
+def test_torn_rows_of_glue_are_left_out_as_on_the_hub(glue, capsys):
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
     rows = ["1\t1\t2\tso\tand so\t1", "2\t1\t2\tno", "3\t1\t2\tor not\t\t0"]
     write_lines(glue / "QQP" / "train.tsv", [header, *rows])
     write_lines(glue / "QQP" / "dev.tsv", [header, "1\t1\t2\ta\tb\t1"])
     assert load_data("qqp", glue, few_shot=False).train.texts == [("so", "and so"), ("or not", "")]
+    assert "for a field is missing or too many: 1 of 3 rows" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,22 @@ def test_a_torn_line_is_reported_and_the_next_record_is_whole(tmp_path, capsys):
     assert "line 2 is no record: left out" in capsys.readouterr().err
 
 
+def test_a_folder_spelt_otherwise_is_the_same_run(tmp_path, own, capsys):
+    folder = own(train=[(text, i % 2) for i, text in enumerate(sentences(40))], test=[("so", 0), ("not so", 1)])
+    flags = ["--model", "demo", "--shots", "8", "--max-steps", "2", "--out", str(tmp_path / "out"), "--task"]
+    for spelling in (f"{folder}", f"{folder}/", f"{folder.parent}/./own"):
+        assert finetune.main([*flags, spelling]) == 0
+    assert len(finetune.read_records(tmp_path / "out" / "results.jsonl")) == 1
+
+
+def test_rows_of_train_that_test_holds_are_left_out_aloud(tmp_path, own, capsys):
+    rows = [(text, i % 2) for i, text in enumerate(sentences(40))]
+    folder = own(train=rows, test=rows[:4])
+    flags = ["--model", "demo", "--shots", "8", "--max-steps", "2", "--out", str(tmp_path / "out")]
+    assert finetune.main(["--task", str(folder), *flags]) == 0
+    assert "left out of train, for test holds the same text: 4 of 40 rows" in capsys.readouterr().out
+
+
 def test_a_sweep_keeps_records_only_unless_told(tmp_path):
     run(tmp_path, "--shots", 20, "--seed", 0, 1)
     assert [file.name for file in tmp_path.iterdir()] == ["results.jsonl"]
