@@ -14,14 +14,14 @@ import eval as evaluate
 import finetune
 
 ROOT = Path(finetune.__file__).parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, RESULTS = ((ROOT / file).read_text(encoding="utf-8") for file in ("README.md", "results/README.md"))
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,13 @@ def test_every_flag_is_in_the_help_and_every_flag_of_the_readme_exists():
     assert readme_flags <= parser_flags | {"--help"}
 
 
-def test_the_tables_are_what_eval_prints(capsys, monkeypatch):
+@pytest.mark.parametrize("page", [README, RESULTS], ids=["README.md", "results/README.md"])
+def test_the_tables_are_what_eval_prints(page, capsys, monkeypatch):
     """Each `python eval.py table results/...` has its rows below it, character by character."""
     monkeypatch.chdir(ROOT)
-    commands = [command for command in COMMANDS if command.startswith("python eval.py table results/")]
+    commands = re.findall(r"^python eval.py (table results/.*)$", page, flags=re.MULTILINE)
     assert commands
     for command in commands:
-        assert evaluate.main(shlex.split(command)[2:]) == 0
+        assert evaluate.main(shlex.split(command)) == 0
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-        assert "\n".join(rows) in README
+        assert "\n".join(rows) in page
