@@ -821,9 +821,9 @@ def sweep(args: argparse.Namespace) -> None:
                       f"{f'in {folder}' if folder.exists() else 'not kept'}; to run it anew, delete that line of "
                       f"{results} or choose another --out")
                 continue
-            describe(config, train, data.label_names, device)
             torch.manual_seed(seed)
             model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout).to(device)
+            describe(config, model, train, data.label_names)
             parts = [encode(split) for split in (train, validation, test)]
             record = run(config, model, tokenizer, parts, device, folder if keep else None)
             append_record(results, record)
@@ -832,10 +832,12 @@ def sweep(args: argparse.Namespace) -> None:
             print(f"record in {results}" + (f", checkpoint in {folder}" if keep else ""))
 
 
-def describe(config: dict, train: Split, names: tuple[str, ...], device: torch.device) -> None:
+def describe(config: dict, model: Model, train: Split, names: tuple[str, ...]) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in zip(names, np.bincount(train.labels), strict=False))
-    print("\n{run}\n{model} on {0}; {steps} steps of {1}; {train_size} train ({2}), {validation_size} validation, "
-          "{test_size} test".format(device, min(config["batch_size"], len(train)), counts, **config))
+    parameters, device = sum(p.numel() for p in model.parameters()), next(model.parameters()).device
+    print(f"\n{config['run']}\n{config['model']}, {parameters / 1e6:.1f} M parameters, on {device}; "
+          f"{config['steps']} steps of {min(config['batch_size'], len(train))}; {len(train)} train ({counts}), "
+          f"{config['validation_size']} validation, {config['test_size']} test")
     for text, label in zip(train.texts[:3], train.labels, strict=False):
         print(f"  {names[label]}: {' | '.join(text)[:100]}")
     if config["model"] == "demo":
