@@ -72,7 +72,7 @@ COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B
 
 
 def test_set(folder: str, task: str | None, data_dir: str | None, device: str | None):
-    """A run's record, and labels, class logits and features of its test set (or of another task's)."""
+    """A run's record; the data, class logits and features of its test set, or of another task's."""
     file = Path(folder, "record.json")
     if not file.is_file():
         raise Mistake(f"{folder} is no checkpoint of finetune.py (no record.json); a sweep keeps its with --save")
@@ -168,7 +168,7 @@ def save(figure, output: str) -> None:
     figure.tight_layout()
     try:
         figure.savefig(output, dpi=150)
-    except (OSError, ValueError) as error:  # no such folder; no such format
+    except (OSError, ValueError) as error:  # no permission; no such format
         raise Mistake(f"argument -o: {output} cannot be written: {error}") from None
     print(f"picture in {output}")
 

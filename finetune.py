@@ -591,7 +591,8 @@ def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generato
                 yield order[start : start + size]
             else:  # two of each of as many classes as fit, the rest from anywhere
                 classes = rng.permutation(len(members))[: max(size // 2, 1)]
-                pairs = np.concatenate([rng.permutation(members[label])[:2] for label in classes])
+                two = (rng.choice(members[label], min(2, len(members[label])), replace=False) for label in classes)
+                pairs = np.concatenate([*two])
                 others = rng.choice(n, min(2 * size, n), replace=False)
                 yield np.concatenate([pairs, others[~np.isin(others, pairs)]])[:size]
 
@@ -679,6 +680,9 @@ def fit(model: Model, train: Encoded, validation: Encoded, config: dict, device,
                 text += "  scl {:.3f} (lowest {:.3f}, collapsed {:.3f})".format(*scl_values)
             if lam < 1:
                 class_logits, _ = predict(model, validation, device, config["precision"])
+                if not np.isfinite(class_logits).all():  # the last update did it: the next loss would tell
+                    result["failed_step"] = step
+                    break
                 accuracy = accuracy_score(validation.labels, class_logits.argmax(axis=1))
                 text += f"  validation {accuracy:.3f}"
                 if best_weights is None or accuracy >= result["validation_accuracy"]:
@@ -708,7 +712,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         if save and result["best_step"]:
             save_checkpoint(save, model, tokenizer, record)
             kept = f"; {save} keeps step {result['best_step']}, the best before"
-        failure = f"the loss is not finite at step {result['failed_step']}"
+        failure = f"loss or class logits are not finite at step {result['failed_step']}"
         raise Mistake(f"{config['run']}: {failure}{kept}; try a smaller --lr")
 
     class_logits, _ = predict(model, test, device, config["precision"])
@@ -854,7 +858,6 @@ def pick_device(name: str | None) -> torch.device:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sweep(args)
     except (Mistake, OSError, SafetensorError) as error:  # a full disk is one of the latter two
@@ -867,5 +870,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log grows line by line, piped too
     sys.exit(main())
