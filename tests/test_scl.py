@@ -1,6 +1,17 @@
-"""scl.py against a triple loop written from Eq. 3 in plain Python floats, and against what must hold for any batch."""
+"""scl.py against a triple loop written from Eq. 3 in plain Python floats, and against what must hold for any batch.
 
+By hand, in a copy of the project (mutmut 3 rewrites the code under test; what survives is explained in README.md):
+
+    mutmut run --max-children 2 && mutmut results                    # configured by setup.cfg: see tests/mutation.cfg
+    SCL_EXAMPLES=20000 python -m pytest tests/test_scl.py -k property
+"""
+
+import functools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +20,12 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from scl import ce_scl_loss, scl_bounds, scl_loss
 
-settings.register_profile("scl", settings.default, deadline=None)  # on CI the default repeats its examples
+examples = int(os.environ.get("SCL_EXAMPLES", settings.default.max_examples))  # on CI the default repeats them
+settings.register_profile("scl", settings.default, deadline=None, max_examples=examples)
 settings.load_profile("scl")
 
 
@@ -53,10 +66,10 @@ def reduce(losses, labels, reduction):
     return factor, factor * sum(losses)
 
 
-def compare(features, labels, temperature, tolerance, reduction="mean"):
+def compare(features, labels, temperature, tolerance, reduction="mean", chunk_size=None):
     """Value and gradient of scl_loss on these very numbers; tolerance is relative to the size of the oracle's."""
     features = features.detach().clone().requires_grad_()
-    loss = scl_loss(features, labels, temperature, reduction=reduction)
+    loss = scl_loss(features, labels, temperature, reduction=reduction, chunk_size=chunk_size)
     loss.backward()
     losses, grad = oracle(features.double().tolist(), labels.tolist(), temperature)
     factor, expected = reduce(losses, labels.tolist(), reduction)
@@ -68,6 +81,9 @@ def compare(features, labels, temperature, tolerance, reduction="mean"):
     return loss
 
 
+CHUNK_SIZES = [None, 1, 3, 100]
+
+
 def batch(n=12, width=5, classes=3, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(n, width, generator=generator, dtype=torch.float64).to(dtype)
@@ -77,13 +93,14 @@ def batch(n=12, width=5, classes=3, seed=0, dtype=torch.float64):
 # ------------------------------------------------------------ the oracle
 
 
+@pytest.mark.parametrize("chunk_size", [None, 5, 12])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 0.3, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_equals_the_triple_loop(dtype, temperature, reduction):
+def test_equals_the_triple_loop(dtype, temperature, reduction, chunk_size):
     tolerance = 1e-9 if dtype == torch.float64 else 3e-5 / temperature
     for seed in range(5):
-        compare(*batch(seed=seed, dtype=dtype), temperature, tolerance, reduction)
+        compare(*batch(seed=seed, dtype=dtype), temperature, tolerance, reduction, chunk_size)
 
 
 def test_equals_the_triple_loop_with_orphans():
@@ -97,13 +114,13 @@ def test_reduction_none_is_the_loss_per_anchor():
     assert torch.allclose(scl_loss(features, labels, reduction="none"), torch.tensor(losses, dtype=torch.float64))
 
 
-def test_gradients_of_first_and_second_order():
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradients_of_first_and_second_order(reduction, chunk_size):
     features, labels = batch(n=7)
-    features.requires_grad_()
-    for reduction in ("mean", "none"):
-        loss = lambda x, reduction=reduction: scl_loss(x, labels, reduction=reduction)  # noqa: E731
-        assert torch.autograd.gradcheck(loss, features)
-        assert torch.autograd.gradgradcheck(loss, features)
+    loss = functools.partial(scl_loss, labels=labels, reduction=reduction, chunk_size=chunk_size)
+    assert torch.autograd.gradcheck(loss, features.requires_grad_())
+    assert torch.autograd.gradgradcheck(loss, features)
 
 
 def test_upstream_gradient_and_layout():
@@ -143,11 +160,12 @@ def test_one_class_with_equal_features_is_collapsed(n):
 # ------------------------------------------------------------ where other implementations fail
 
 
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
 @pytest.mark.parametrize("labels", [[], [3], [0, 1, 2, 3]])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_no_positive_anywhere_is_zero_with_zero_gradient(labels, reduction):
+def test_no_positive_anywhere_is_zero_with_zero_gradient(labels, reduction, chunk_size):
     features = torch.randn(len(labels), 4, requires_grad=True)
-    loss = scl_loss(features, torch.tensor(labels, dtype=torch.long), reduction=reduction)
+    loss = scl_loss(features, torch.tensor(labels, dtype=torch.long), reduction=reduction, chunk_size=chunk_size)
     loss.backward()
     assert loss.item() == 0
     assert features.grad.eq(0).all()
@@ -188,21 +206,29 @@ def test_large_and_small_features_do_not_vanish(scale, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_autocast_changes_nothing(dtype):
     features, labels = batch(n=16, width=64, dtype=dtype)
+    inside, outside = (features.clone().requires_grad_() for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = scl_loss(features, labels)
+        loss = scl_loss(inside, labels)
         total = ce_scl_loss(features[:, :3], features, labels)
-    assert inside.dtype == total.dtype == torch.float32
-    assert inside == scl_loss(features, labels)
+        loss.backward()
+    scl_loss(outside, labels).backward()
+    assert loss.dtype == total.dtype == torch.float32
+    assert loss == scl_loss(features, labels)
+    assert torch.equal(inside.grad, outside.grad)
     assert total == ce_scl_loss(features[:, :3], features, labels)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0, 0, 1, 2], [0, 1, 2, 3]])
 @pytest.mark.parametrize("row", [0, 3])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_is_not_hidden(labels, row, bad):
+def test_nan_is_not_hidden(labels, row, bad, chunk_size):
     features = torch.randn(4, 3)
     features[row, 1] = bad
-    assert scl_loss(features, torch.tensor(labels)).isnan()
+    loss = scl_loss(features.requires_grad_(), torch.tensor(labels), chunk_size=chunk_size)
+    loss.backward()
+    assert loss.isnan()
+    assert features.grad[row].isnan().all()
 
 
 def test_converged_anchors_count():
@@ -239,6 +265,115 @@ def test_dtypes_of_the_result():
         assert ce_scl_loss(batch(dtype=dtype)[0], *batch(dtype=dtype)).dtype == expected
 
 
+# ------------------------------------------------------------ composes, scales
+
+
+def stacked(function, *batches):
+    return torch.stack([function(*row) for row in zip(*batches, strict=True)])
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_torch_func(chunk_size):
+    loss = functools.partial(scl_loss, chunk_size=chunk_size)
+    features, labels = (torch.stack(parts) for parts in zip(*(batch(seed=seed) for seed in range(3)), strict=True))
+    vmap, grad = torch.func.vmap, torch.func.grad
+    same = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
+    same(vmap(loss)(features, labels), stacked(loss, features, labels))
+    same(vmap(loss, (0, None))(features, labels[0]), stacked(loss, features, labels[:1].expand(3, -1)))
+    same(vmap(loss, (None, 0))(features[0], labels), stacked(loss, features[:1].expand(3, -1, -1), labels))
+    gradients = vmap(grad(loss))(features, labels)
+    for x, y, gradient in zip(features, labels, gradients, strict=True):
+        (expected,) = torch.autograd.grad(loss(x.requires_grad_(), y), x)
+        same(gradient, expected)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_one_graph_and_no_second_compilation(chunk_size):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    torch.compiler.reset()
+    loss = functools.partial(ce_scl_loss, lam=0.9) if chunk_size is None else lambda _, x, y: scl_loss(
+        x, y, chunk_size=chunk_size)
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    for seed in (1, 2):
+        features, labels = batch(seed=seed)
+        mine, plain = features.clone().requires_grad_(), features.requires_grad_()
+        compiled(mine[:, :3], mine, labels).backward()
+        loss(plain[:, :3], plain, labels).backward()
+        torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-9, atol=1e-12)
+    assert len(graphs) == 1
+
+
+def test_export():
+    class Objective(torch.nn.Module):
+        def forward(self, features, labels):
+            return ce_scl_loss(features[:, :3], features, labels)
+
+    first, second = batch(seed=1), batch(seed=2)
+    exported = torch.export.export(Objective(), first).module()
+    torch.testing.assert_close(exported(*second), Objective()(*second))
+
+
+def test_neither_values_nor_shapes_wait_for_the_data():
+    """A fake tensor has no data: .item(), a branch on a value or a shape that depends on one would fail."""
+    with FakeTensorMode() as mode:
+        features, labels = (mode.from_tensor(part) for part in batch())
+        with pytest.raises(DataDependentOutputException):
+            labels.sum().item()
+        features.requires_grad_()
+        for chunk_size in (None, 4):
+            scl_loss(features, labels, chunk_size=chunk_size).backward()
+        ce_scl_loss(features[:, :3], features, labels).backward()
+        scl_bounds(labels)
+    assert features.grad.shape == (12, 5)
+
+
+@pytest.mark.parametrize("chunk_size, most", [(None, 1.1), (16, 0.1)])
+def test_what_is_saved_for_backward(chunk_size, most):
+    """In units of N x N float32; by storage, since two views of one hold it once."""
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    features = torch.randn(512, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scl_loss(features, torch.arange(512) % 2, chunk_size=chunk_size)
+    assert saved and sum(saved.values()) <= most * 4 * 512**2
+
+
+def test_memory_grows_with_n_when_chunked():
+    """N = 16,384: one N x N matrix would take 1 GiB. The peak of a process of its own, above what it starts with."""
+    code = """if True:
+        import resource, torch, scl
+        features, labels = torch.randn(16384, 256, requires_grad=True), torch.arange(16384) % 2
+        scl.scl_loss(features[:9], labels[:9], chunk_size=4).backward()
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        start = peak()
+        scl.scl_loss(features, labels, chunk_size=256).backward()
+        print(peak() - start)
+    """
+    root = Path(scl_loss.__code__.co_filename).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert float(done.stdout) < 512, done.stderr
+
+
+def test_above_4096_it_is_chunked_unless_told():
+    features, labels = torch.randn(4097, 2, requires_grad=True), torch.arange(4097) % 2
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda x: x):
+        loss = scl_loss(features, labels)
+    assert max(sizes) < 4097 * 16
+    assert loss.item() == pytest.approx(scl_loss(features, labels, chunk_size=4097).item(), rel=1e-5)
+
+
 # ------------------------------------------------------------ what holds for any batch
 
 
@@ -255,9 +390,9 @@ def batches(draw, dtype=np.float64):
 temperatures = st.floats(0.01, 2)
 
 
-@given(batches(), temperatures)
-def test_property_oracle(data, temperature):
-    compare(*data, temperature, 1e-9 * (1 + 1 / temperature))
+@given(batches(), temperatures, st.sampled_from(["mean", "sum"]), st.none() | st.integers(1, 9))
+def test_property_oracle(data, temperature, reduction, chunk_size):
+    compare(*data, temperature, 1e-9 * (1 + 1 / temperature), reduction, chunk_size)
 
 
 @given(batches(), temperatures, st.randoms(use_true_random=False))
@@ -372,6 +507,13 @@ def test_bounds_of_the_paper_s_batch():
     assert collapsed.item() == pytest.approx(math.log(15))
 
 
+def test_bounds_of_many_labels_and_of_any_integer_dtype():
+    labels = torch.arange(65536) % 2  # a matrix of all pairs would take 4 GiB
+    assert scl_bounds(labels)[1].item() == pytest.approx(math.log(65535))
+    for dtype in (torch.bool, torch.uint8, torch.int32):
+        assert scl_bounds(labels[:16].to(dtype)) == scl_bounds(labels[:16])
+
+
 @pytest.mark.parametrize("labels", [[], [0], [0, 1, 2]])
 def test_bounds_without_positives_are_zero(labels):
     assert [bound.item() for bound in scl_bounds(torch.tensor(labels, dtype=torch.long))] == [0, 0]
@@ -421,6 +563,17 @@ def test_bad_lam(lam):
     features, labels = batch()
     with pytest.raises(ValueError, match=r"lam must be in \[0, 1\], got"):
         ce_scl_loss(features, features, labels, lam=lam)
+
+
+def test_a_temperature_that_hopes_for_a_gradient():
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0, got tensor"):
+        scl_loss(*batch(), torch.tensor(0.3, requires_grad=True))
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_bad_chunk_size(chunk_size):
+    with pytest.raises(ValueError, match=f"chunk_size must be at least 1, or None, got {chunk_size}"):
+        scl_loss(*batch(), chunk_size=chunk_size)
 
 
 def test_bad_reduction():
