@@ -1,0 +1,155 @@
+"""Time and memory of scl_loss beside its peers, as markdown. Run by hand, on a quiet machine, some ten minutes:
+
+    pip install --no-deps pytorch-metric-learning==2.8.1 setfit==1.2.0
+    python tests/bench_scl.py
+
+Forward + backward from features (N, 1024) in float32 with two classes, normalising included, in one process: the
+contestants take turns, 15 rounds of a burst of calls each. A cell is the median time of a call; a ratio is the median
+over the rounds with its quartiles. The floor is two matrix products, Z Z^T and G Z. setfit's loss is the widely copied
+code of SupContrast. Saved: what autograd keeps for backward, in units of N x N float32. Peak: memory of a process of
+its own above what it holds before.
+"""
+
+import argparse
+import importlib.util
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from scl import scl_loss
+
+WIDTH, TEMPERATURE, ROUNDS = 1024, 0.3, 15
+PEERS = ("PML", "setfit")
+
+
+def contestants(n):
+    """name -> (features, labels) -> loss"""
+    from pytorch_metric_learning.losses import SupConLoss
+
+    file = Path(importlib.util.find_spec("setfit").submodule_search_locations[0], "losses.py")  # alone: its package
+    spec = importlib.util.spec_from_file_location("setfit_losses", file)  # would import sentence-transformers
+    setfit_losses = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setfit_losses)
+    pml = SupConLoss(temperature=TEMPERATURE)
+    setfit = setfit_losses.SupConLoss(lambda x: {"sentence_embedding": x}, TEMPERATURE, base_temperature=TEMPERATURE)
+    return {
+        "eager": lambda x, y: scl_loss(x, y, TEMPERATURE),
+        "compiled": torch.compile(lambda x, y: scl_loss(x, y, TEMPERATURE), fullgraph=True, dynamic=False),
+        "chunked": lambda x, y: scl_loss(x, y, TEMPERATURE, chunk_size=max(n // 8, 8)),
+        "PML": lambda x, y: pml(x, y),
+        "setfit": lambda x, y: setfit([x], y),
+        "floor": None,
+    }
+
+
+def batch(n):
+    torch.manual_seed(0)
+    return torch.randn(n, WIDTH, requires_grad=True), torch.arange(n) % 2
+
+
+def step(loss, features, labels):
+    features.grad = None
+    if loss is None:
+        with torch.no_grad():
+            (features @ features.T) @ features
+    else:
+        loss(features, labels).backward()
+
+
+def times(n):
+    """name -> seconds of a call, one for each round"""
+    (features, labels), seconds = batch(n), {}
+    turns = contestants(n)
+    for loss in turns.values():
+        step(loss, features, labels)
+    start = time.perf_counter()
+    step(None, features, labels)
+    burst = max(1, round(0.02 / (time.perf_counter() - start) / 8))
+    for _ in range(ROUNDS):
+        for name, loss in turns.items():
+            step(loss, features, labels)
+            start = time.perf_counter()
+            for _ in range(burst):
+                step(loss, features, labels)
+            seconds.setdefault(name, []).append((time.perf_counter() - start) / burst)
+    return seconds
+
+
+def saved(loss, n):
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    features, labels = torch.randn(n, 8, requires_grad=True), torch.arange(n) % 2  # so narrow that N x N is all
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = loss(features, labels)  # noqa: F841  # alive while it is counted
+    return sum(storages.values()) / (4 * n * n)
+
+
+def high_water():
+    """MiB; ru_maxrss would begin with that of the parent."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
+def peak(name, n, result):
+    features, labels = batch(n)
+    loss = contestants(n)[name]
+    step(loss, features[:64].detach().requires_grad_(), labels[:64])
+    before = high_water()
+    step(loss, features, labels)
+    result.put(high_water() - before)
+
+
+def peak_alone(name, n):
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    process = context.Process(target=peak, args=(name, n, result))
+    process.start()
+    process.join()
+    return result.get()
+
+
+def print_table(header, rows):
+    for row in (header, ["---"] * len(header), *rows):
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, nargs="+", default=[16, 64, 256, 1024, 4096])
+    sizes = parser.parse_args().n
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    names = ("eager", "compiled", "chunked")
+    ratios, rows = {}, []
+    for n in sizes:
+        seconds = times(n)
+        fastest = min(PEERS, key=lambda name: statistics.median(seconds[name]))
+        cells = [f"{1e3 * statistics.median(values):.3g}" for values in seconds.values()]
+        for name, other in [(name, fastest) for name in names] + [("eager", "floor")]:
+            low, median, high = statistics.quantiles(
+                [a / b for a, b in zip(seconds[name], seconds[other], strict=True)])
+            cells.append(f"{median:.2f} [{low:.2f}, {high:.2f}]")
+            ratios.setdefault((name, other == "floor"), []).append(median)
+        rows.append([str(n), *cells])
+    header = ["N", *(f"{name}, ms" for name in seconds), *(f"{name} / fastest peer" for name in names), "eager / floor"]
+    print_table(header, rows)
+    means = [math.prod(values) ** (1 / len(values)) for values in ratios.values()]
+    print("\nGeometric means over N: " + ", ".join(
+        f"{name} {mean:.2f}" for name, mean in zip(header[-4:], means, strict=True)) + "\n")
+
+    named = ("eager", "chunked", *PEERS)
+    header = ["N", *(f"{name}, {what}" for name in named for what in ("saved", "peak MiB"))]
+    print_table(header, [[str(n), *(cell for name in named for cell in (
+        f"{saved(contestants(n)[name], n):.2f}", f"{peak_alone(name, n):.0f}"))] for n in sizes if n >= 1024])
+
+
+if __name__ == "__main__":
+    main()
