@@ -28,22 +28,32 @@ WIDTH, TEMPERATURE, ROUNDS = 1024, 0.3, 15
 PEERS = ("PML", "setfit")
 
 
-def contestants(n):
-    """name -> (features, labels) -> loss"""
+def pml(temperature, **options):
+    """(features, labels) -> loss, of pytorch-metric-learning"""
     from pytorch_metric_learning.losses import SupConLoss
 
+    return SupConLoss(temperature, **options)
+
+
+def setfit(temperature, **options):
+    """(features, labels) -> loss, of SupContrast as setfit carries it, without its odd factor"""
     file = Path(importlib.util.find_spec("setfit").submodule_search_locations[0], "losses.py")  # alone: its package
     spec = importlib.util.spec_from_file_location("setfit_losses", file)  # would import sentence-transformers
-    setfit_losses = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(setfit_losses)
-    pml = SupConLoss(temperature=TEMPERATURE)
-    setfit = setfit_losses.SupConLoss(lambda x: {"sentence_embedding": x}, TEMPERATURE, base_temperature=TEMPERATURE)
+    losses = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where torch.compile looks for it
+    spec.loader.exec_module(losses)
+    options["base_temperature"] = temperature or 1  # the factor is temperature / base_temperature
+    loss = losses.SupConLoss(lambda x: {"sentence_embedding": x}, temperature, **options)
+    return lambda features, labels: loss([features], labels)
+
+
+def contestants(n):
+    """name -> (features, labels) -> loss"""
     return {
         "eager": lambda x, y: scl_loss(x, y, TEMPERATURE),
         "compiled": torch.compile(lambda x, y: scl_loss(x, y, TEMPERATURE), fullgraph=True, dynamic=False),
         "chunked": lambda x, y: scl_loss(x, y, TEMPERATURE, chunk_size=max(n // 8, 8)),
-        "PML": lambda x, y: pml(x, y),
-        "setfit": lambda x, y: setfit([x], y),
+        "PML": pml(TEMPERATURE),
+        "setfit": setfit(TEMPERATURE),
         "floor": None,
     }
 

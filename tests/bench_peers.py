@@ -1,0 +1,154 @@
+"""What scl_loss and its peers answer where implementations differ, as markdown. Run by hand, some ten seconds:
+
+    pip install -r tests/requirements.txt && pip install --no-deps pytorch-metric-learning==2.8.1 setfit==1.2.0
+    python tests/bench_peers.py
+
+Every cell is measured. "right": value and gradient are, within 0.5 %, those of the triple loop in test_scl.py, in
+float64. A wrong value is printed, with its name if it has one; a gradient is mentioned where it is wrong; an exception
+is its name. "expected" is what is right, a number by the same triple loop. Features are float32 and the temperature
+is 0.3 unless the row says otherwise. An orphan is an anchor without a positive. SupContrast's code is the widely
+copied one, as setfit carries it: without the guard for orphans that SupContrast has since.
+"""
+
+import functools
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from bench_scl import pml, print_table, saved, setfit
+from test_scl import batch, oracle, reduce
+
+from scl import scl_loss
+
+IMPLEMENTATIONS = {  # name -> make: (temperature, **options) -> (features, labels) -> loss
+    "scl.py": lambda temperature, **options: functools.partial(scl_loss, temperature=temperature, **options),
+    "SupContrast's code": setfit,
+    "pytorch-metric-learning": pml,
+}
+TOLERANCE, ROUNDING = 0.005, 1e-7  # relative, and absolute: the smallest step of float16 is 6e-8
+
+
+def triple_loop(features, labels, temperature=0.3):
+    """The loss, its gradient, and what the loss would be if orphans counted as 0 in the mean."""
+    losses, gradient = oracle(features.double().tolist(), labels.tolist(), temperature)
+    factor, loss = reduce(losses, labels.tolist(), "mean")
+    return loss, factor * torch.tensor(gradient, dtype=torch.float64), sum(losses) / len(losses)
+
+
+def first_match(actual, known, otherwise):
+    """The name of the first known number, or tensor, that `actual` equals."""
+    for name, number in known.items():
+        number = torch.as_tensor(number, dtype=torch.float64)
+        if (actual - number).abs().max() <= TOLERANCE * number.abs().max() + ROUNDING:
+            return name
+    return otherwise
+
+
+def verdict(loss, features, labels, temperature=0.3):
+    """How value and gradient compare with the triple loop, in words."""
+    right, right_gradient, over_all = triple_loop(features, labels, temperature)
+    features = features.clone().requires_grad_()
+    value = loss(features, labels)
+    value.backward()
+
+    number, orphans = f"{value:.3f}", not math.isclose(right, over_all)
+    values = {
+        "right: mean over anchors with a positive" if orphans else "right": right,
+        f"{number}: mean over all N": over_all,
+        f"{number} = log(N-1)": math.log(max(len(labels) - 1, 1)),
+    }
+    gradients = {"": right_gradient, ", gradient 0": torch.zeros_like(right_gradient)}
+    wrong = ", gradient nan" if features.grad.isnan().any() else ", gradient wrong"
+    return first_match(value.detach(), values, number) + first_match(features.grad, gradients, wrong)
+
+
+def compared(features, labels, temperature=0.3):
+    """(expected, answer) of a row: the right loss, and the verdict."""
+    right, *_ = triple_loop(features, labels, temperature)
+    return f"{right:.3f}", lambda make: verdict(make(temperature), features, labels, temperature)
+
+
+def accepted(loss, features, labels):
+    return f"accepted: {loss(features, labels):.3f}"
+
+
+def under_autocast(make):
+    """The largest relative error of the value over ten batches, and its dtype."""
+    errors = []
+    for seed in range(10):
+        features, labels = random_batch(seed)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = make(0.3)(features, labels)
+        right, *_ = triple_loop(features, labels)
+        errors.append(abs(loss.item() / right - 1))
+    return f"{max(errors):.0e}, {str(loss.dtype).removeprefix('torch.')}"
+
+
+def after_another_batch(make):
+    loss = make(0.3)
+    loss(*random_batch(1))
+    return verdict(loss, *random_batch(0))
+
+
+def compiled(make):
+    loss = make(0.3)
+    if breaks := torch._dynamo.explain(loss)(*random_batch(0)).graph_break_count:
+        return f"{breaks} graph breaks"
+    return verdict(torch.compile(loss, fullgraph=True, backend="aot_eager"), *random_batch(0))
+
+
+def random_batch(seed):
+    """As large as the paper's: 16 examples, here of two classes."""
+    return batch(n=16, width=64, classes=2, seed=seed, dtype=torch.float32)
+
+
+def rows():
+    """case -> (expected, answer); answer: make -> cell"""
+    features, labels = random_batch(0)
+    one_class, pairs = torch.zeros(8, dtype=torch.long), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    with_nan = features.index_fill(1, torch.tensor(0), math.nan)
+    near_zero = torch.eye(8, 16) + 0.01 * batch(n=8, width=16, dtype=torch.float32)[0]
+    large = (3000 * batch(n=8, width=768)[0]).half()
+    return {
+        "random batch": compared(features, labels),
+        "2 orphans of 8": compared(features[:8], torch.tensor([0, 0, 0, 1, 2, 2, 2, 3])),
+        "all singletons": compared(features, torch.arange(16)),
+        "one class, N=8": compared(features[:8], one_class),
+        "N=1": compared(features[:1], labels[:1]),
+        "N=2, same class": compared(features[:2], one_class[:2]),
+        "tau=0.01, cosines near 0": compared(near_zero, pairs, 0.01),
+        "float16, tau=0.05, cosines near 0": compared(near_zero.half(), pairs, 0.05),
+        "float16 features x 3000, D=768, tau=0.05": compared(large, pairs, 0.05),
+        "CPU autocast to bfloat16: error, dtype": ("below 1e-05, float32", under_autocast),
+        "NaN in the features": ("nan, gradient nan", lambda make: verdict(make(0.3), with_nan, labels)),
+        "tau=0": ("ValueError", lambda make: accepted(make(0), features, labels)),
+        "tau=-0.3": ("ValueError", lambda make: accepted(make(-0.3), features, labels)),
+        "labels (N, 1)": ("ValueError", lambda make: accepted(make(0.3), features, labels[:, None])),
+        "labels (N-1,)": ("ValueError", lambda make: accepted(make(0.3), features, labels[1:])),
+        "2 of 6 anchors converged, tau=0.05": compared(torch.eye(3)[[0, 0, 1, 1, 2, 0]], pairs[:6], 0.05),
+        "second of two batches": ("right", after_another_batch),
+        "torch.compile(fullgraph=True)": ("right", compiled),
+        "saved for backward, in N x N float32": ("1", lambda make: f"{saved(make(0.3), 512):.2f}"),
+        "the same, in tiles: chunk_size=16": ("near 0", lambda make: f"{saved(make(0.3, chunk_size=16), 512):.2f}"),
+    }
+
+
+def cell(answer, make):
+    try:
+        return answer(make)
+    except Exception as error:
+        return type(error).__name__
+
+
+def main():
+    print(f"PyTorch {torch.__version__}\n")
+    print_table(["case", *IMPLEMENTATIONS, "expected"], [
+        [case, *(cell(answer, make) for make in IMPLEMENTATIONS.values()), expected]
+        for case, (expected, answer) in rows().items()])
+
+
+if __name__ == "__main__":
+    main()
