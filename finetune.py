@@ -3,6 +3,7 @@
     python finetune.py --task demo --shots 20 --lam 0.9 --tau 0.3       # made-up sentences: no network, ten seconds
     python finetune.py --task sst2 --shots 20 --lam 0.9 --tau 0.3       # RoBERTa-Large and SST-2 from the hub
     python finetune.py --task sst2 --shots 20 --lam 0 0.9 --seed 0 1 2  # a sweep: six runs, paired by seed
+    torchrun --nproc-per-node 8 finetune.py --task mnli --batch-size 256 --micro-batch-size 16 --save-every 500
 
 A datum walks one way: row of text -> Split -> Encoded -> class logits and features -> loss -> record.
 A finished run is one JSON line in OUT/results.jsonl and, unless it is one of a sweep, a checkpoint in OUT/<run>/.
@@ -11,8 +12,10 @@ A finished run is one JSON line in OUT/results.jsonl and, unless it is one of a 
 import argparse
 import contextlib
 import csv
+import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -64,7 +67,7 @@ TASKS = {
 DEFAULT_MODEL = "FacebookAI/roberta-large"
 SPLIT_SEED = 0  # cuts test and validation, the same for every --seed
 EVAL_BATCH = 64
-MACHINE_FLAGS = ("data_dir", "device", "out", "save")  # they do not change what a run finds
+MACHINE_FLAGS = ("data_dir", "device", "out", "save", "save_every")  # they do not change what a run finds
 
 
 class Mistake(Exception):
@@ -123,7 +126,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("training (defaults: the paper's, else fairseq's for GLUE)").add_argument
     add("--lr", type=positive, help="peak learning rate (default: 1e-5; demo model: 1e-3)")
     add("--head-lr", type=positive, help="of the classifier (default: --lr; with --lam 1: 1e-3)")
-    add("--batch-size", type=whole, default=16, help="what SCL contrasts, too (default: %(default)s)")
+    add("--batch-size", type=whole, default=16, help="what SCL contrasts, over all processes (default: %(default)s)")
+    add("--micro-batch-size", type=whole, help="of each process at once, for batches larger than memory: the same "
+        "gradient, for a second forward pass (default: its whole share)")
     add("--epochs", type=positive, help="default: 10, but at least 200 steps")
     add("--max-steps", type=whole, help="length in steps instead")
     add("--eval-every", type=whole, help="steps from one validation to the next (default: a tenth of all)")
@@ -134,9 +139,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("machine and output").add_argument
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder; SCL stays in float32")
+    add("--compile", action="store_true", help="the encoder by torch.compile: for long runs")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
     add("--out", default="runs", help="folder of records and checkpoints (default: %(default)s)")
     add("--save", action="store_true", help="keep the checkpoints of a sweep, too")
+    add("--save-every", type=whole, metavar="S", help="write all of the training's state every S steps; after a kill "
+        "the same command goes on from there, bit for bit")
 
     args = parser.parse_args(argv)
     for name in ("lam", "tau", "seed"):
@@ -216,15 +224,16 @@ import huggingface_hub
 import numpy as np
 import pyarrow.parquet
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from scl import scl_bounds, scl_loss
+from scl import gather_batch, scl_bounds, scl_loss
 
 # ------------------------------------------------------------ data: rows of text -> Splits
 
@@ -597,18 +606,31 @@ def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generato
                 yield np.concatenate([pairs, others[~np.isin(others, pairs)]])[:size]
 
 
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 @torch.inference_mode()
 def predict(model: Model, data: Encoded, device: torch.device, precision: str) -> tuple[np.ndarray, np.ndarray]:
-    """Class logits (N, C) and features (N, D) in the order of the rows; batches go by length, to pad little."""
+    """Class logits (N, C) and features (N, D) in the order of the rows; batches go by length, to pad little.
+
+    The ranks share the batches out, and each ends with the rows of all.
+    """
     model.eval()
+    classes, width = model.backbone.config.num_labels, model.backbone.config.hidden_size
     order = np.argsort([len(tokens["input_ids"]) for tokens in data.tokens], kind="stable")
-    parts = []
-    for start in range(0, len(order), EVAL_BATCH):
-        tokens, _ = data.batch(order[start : start + EVAL_BATCH], device)
+    outputs = torch.zeros(len(data.tokens), classes + width, device=device)
+    for start in range(rank() * EVAL_BATCH, len(order), ranks() * EVAL_BATCH):
+        rows = order[start : start + EVAL_BATCH]
         with autocast(device, precision):
-            parts.append(model(**tokens))
-    class_logits, features = (torch.cat(part).float().cpu().numpy()[np.argsort(order)]
-                              for part in zip(*parts, strict=True))
+            outputs[rows] = torch.cat(model(**data.batch(rows, device)[0]), dim=1).float()
+    if dist.is_initialized():
+        dist.all_reduce(outputs)  # zeros but on one rank: exact
+    class_logits, features = outputs.cpu().numpy()[:, :classes], outputs.cpu().numpy()[:, classes:]
     return class_logits, features
 
 
@@ -621,95 +643,246 @@ def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.o
     """AdamW with fairseq's settings for GLUE: no decay of biases and layer norms, the classifier at its own rate."""
     classifier, groups = model.classifier_names(), dict[tuple[float, float], dict]()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in classifier or not classifier_only)
+        unused = model.head and ".pooler." in name  # BERT's, beside mean pooling
+        parameter.requires_grad_(not unused and (name in classifier or not classifier_only))
         lr, decay = config["head_lr" if name in classifier else "lr"], config["weight_decay"] * (parameter.ndim > 1)
         groups.setdefault((lr, decay), {"lr": lr, "weight_decay": decay, "params": []})["params"].append(parameter)
-    return torch.optim.AdamW(groups.values(), betas=(0.9, 0.98), eps=1e-6)
+    return torch.optim.AdamW(groups.values(), betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
-def fit(model: Model, train: Encoded, validation: Encoded, config: dict, device, classifier_only: bool = False) -> dict:
-    """Trains, and leaves in `model` the weights of the best validation accuracy (the later, if equal).
+# A batch larger than memory, --micro-batch-size. Accumulating gradients would contrast each piece only within itself.
+# So the gradient is cached half-way: a first pass computes what all pieces give, without a graph; the loss of the whole
+# batch yields the gradient of class logits and features; a second pass, piece by piece, takes it to the parameters.
 
-    With lam = 1 nothing trains the classifier, so validation cannot choose, and the last step stays. Then
-    `classifier_only` follows: cross-entropy on frozen features, without dropout.
+
+@torch.no_grad()
+def first_pass(network, pieces: list[dict], device: torch.device, precision: str) -> tuple[Tensor, Tensor, list]:
+    """Class logits and features of all pieces, as leaves, and the random states that each piece found."""
+    states, outputs = [], []
+    for tokens in pieces:
+        states.append(random_states(device))
+        with autocast(device, precision):
+            outputs.append(network(**tokens))
+    class_logits, features = (torch.cat(part).requires_grad_() for part in zip(*outputs, strict=True))
+    return class_logits, features, states
+
+
+def second_pass(network, pieces: list[dict], states: list, gradients: tuple, device: torch.device, precision: str):
+    """Adds up the parameters' gradients, under the dropout masks of the first pass."""
+    sizes = [len(tokens["input_ids"]) for tokens in pieces]
+    cached = zip(*(gradient.split(sizes) for gradient in gradients), strict=True)
+    for number, (tokens, state, piece) in enumerate(zip(pieces, states, cached, strict=True), start=1):
+        set_random_states(device, state)
+        # DistributedDataParallel averages over the ranks once, with the last piece.
+        with network.no_sync() if ranks() > 1 and number < len(pieces) else contextlib.nullcontext():
+            with autocast(device, precision):
+                outputs = network(**tokens)
+            sum((output * gradient).sum() for output, gradient in zip(outputs, piece, strict=True)).backward()
+
+
+def random_modules(device: torch.device) -> list:
+    return [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    return [module.get_rng_state() for module in random_modules(device)]
+
+
+def set_random_states(device: torch.device, states: list[Tensor]) -> None:
+    for module, state in zip(random_modules(device), states, strict=True):
+        module.set_rng_state(state)
+
+
+class Training:
+    """All that changes while a model trains. Between two steps `save` writes it, and `load` goes on from there."""
+
+    SIMPLE = ("classifier_only", "step", "validated", "sums", "result")
+
+    def __init__(self, model: Model, config: dict, device: torch.device, classifier_only: bool = False):
+        steps, fp16 = config["steps"], config["precision"] == "fp16"
+        self.model, self.device, self.classifier_only = model, device, classifier_only
+        self.optimizer = make_optimizer(model, config, classifier_only)
+        self.schedule = transformers.get_linear_schedule_with_warmup(
+            self.optimizer, round(config["warmup_ratio"] * steps), steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+        self.best_weights: dict[str, Tensor] = {}
+        self.result: dict = {"best_step": None, "validation_accuracy": None}
+        self.step = self.validated = 0  # the last step, and the last that was validated
+        self.sums = [0.0] * 5  # since then: loss, CE, SCL, its lowest and its collapsed value
+        self.started = time.perf_counter()
+
+    def save(self, file: Path) -> None:
+        """One safetensors file, which holds no code; it appears whole or not at all."""
+        random = gather_batch(*(state[None].to(self.device) for state in random_states(self.device)))  # (ranks, L) each
+        if rank():
+            return
+        moments = self.optimizer.state_dict()["state"].items()
+        tensors = {f"model/{name}": weight for name, weight in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": weight for name, weight in self.best_weights.items()}
+        tensors |= {f"optimizer/{index}/{name}": part for index, parts in moments for name, part in parts.items()}
+        tensors |= {f"random/{number}": states for number, states in enumerate(random)}
+        facts = {name: getattr(self, name) for name in self.SIMPLE} | {
+            "schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict(),
+            "seconds": time.perf_counter() - self.started}
+        with whole(file) as part:
+            save_file(tensors, part, metadata={"facts": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, file: Path, model: Model, config: dict, device: torch.device) -> "Training":
+        try:
+            with safe_open(file, "pt") as stored:
+                facts = json.loads(stored.metadata()["facts"])
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no dict
+            self = cls(model, config, device, facts["classifier_only"])
+            parts: dict = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
+            for name, tensor in tensors.items():
+                kind, name = name.split("/", 1)
+                parts[kind][name] = tensor
+            model.load_state_dict(parts["model"])
+            self.schedule.load_state_dict(facts["schedule"])
+            settings = self.optimizer.state_dict()["param_groups"]
+            for group, lr in zip(settings, self.schedule.get_last_lr(), strict=True):
+                group["lr"] = lr
+            moments: dict[int, dict] = {}
+            for name, tensor in parts["optimizer"].items():
+                index, name = name.split("/")
+                moments.setdefault(int(index), {})[name] = tensor
+            self.optimizer.load_state_dict({"state": moments, "param_groups": settings})
+            self.scaler.load_state_dict(facts["scaler"])
+            set_random_states(device, [states[rank()] for states in parts["random"].values()])
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+            reason = str(error).split("\n")[0]
+            raise Mistake(f"{file} cannot be gone on from ({reason}); delete it to begin the run anew") from None
+        vars(self).update({name: facts[name] for name in self.SIMPLE}, best_weights=parts["best"])
+        self.started -= facts["seconds"]
+        return self
+
+
+def fit(training: Training, train: Encoded, validation: Encoded, config: dict, state: Path | None = None,
+        save_every: int | None = None) -> dict:  # fmt: skip
+    """Trains, and leaves in the model the weights of the best validation accuracy (the later, if equal).
+
+    With lam = 1 nothing trains the classifier, so validation cannot choose, and the last step stays. Then a second
+    training follows, with `classifier_only`: cross-entropy on frozen features, without dropout.
     """
-    lam, tau, steps = 0.0 if classifier_only else config["lam"], config["tau"], config["steps"]
-    optimizer = make_optimizer(model, config, classifier_only)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(config["warmup_ratio"] * steps), steps)
-    scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
+    model, device, optimizer, scaler = training.model, training.device, training.optimizer, training.scaler
+    lam, tau, steps, precision = config["lam"], config["tau"], config["steps"], config["precision"]
+    lam, result, already = 0.0 if training.classifier_only else lam, training.result, training.step
+    network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks() > 1 else model
+    network = torch.compile(network, dynamic=True) if config["compile"] else network
     rng = np.random.default_rng(config["seed"])
     order = batches(train.labels.numpy(), config["batch_size"], config["sampler"], rng)
+    order = itertools.islice(order, already, None)
 
-    result: dict = {"best_step": None, "validation_accuracy": None}
-    best_weights: dict[str, Tensor] | None = None
-    validated = 0  # the step of the last validation
     unread: list[Tensor] = []  # per step: loss, CE, SCL, its lowest and its collapsed value
-    sums = torch.zeros(5)  # of the steps since the last validation
-    bar = tqdm(range(1, steps + 1), desc=config["run"], disable=None, leave=False)
+    hidden = True if rank() else None  # None: where there is no terminal
+    bar = tqdm(range(already + 1, steps + 1), config["run"], steps, initial=already, disable=hidden, leave=False)
     for step in bar:
-        model.train(not classifier_only)
-        tokens, labels = train.batch(next(order), device)  # (B, T) each, (B,)
-        with autocast(device, config["precision"]):
-            class_logits, features = model(**tokens)  # (B, C), (B, D)
-        ce = F.cross_entropy(class_logits.float(), labels)
-        scl = scl_loss(features, labels, tau) if lam else torch.zeros_like(ce)
+        model.train(not training.classifier_only)
+        rows = np.split(next(order), ranks())[rank()]  # this process's share of the batch
+        size = config["micro_batch_size"] or len(rows)
+        parts = [train.batch(rows[start : start + size], device) for start in range(0, len(rows), size)]
+        (*pieces,), labels = (tokens for tokens, _ in parts), torch.cat([labels for _, labels in parts])
+        if len(pieces) == 1:
+            with autocast(device, precision):
+                class_logits, features = network(**pieces[0])  # (B, C), (B, D), from tokens (B, T)
+        else:
+            class_logits, features, states = first_pass(network, pieces, device, precision)
+        all_logits, all_features, labels = gather_batch(class_logits.float(), features.float(), labels)  # of all ranks
+        ce = F.cross_entropy(all_logits, labels)
+        scl = scl_loss(all_features, labels, tau) if lam else torch.zeros_like(ce)
         loss = (1 - lam) * ce + lam * scl  # Eq. 1
-        scaler.scale(loss).backward()
+        if len(pieces) == 1:
+            scaler.scale(loss).backward()
+        else:
+            gradients = torch.autograd.grad(scaler.scale(loss), (class_logits, features), materialize_grads=True)
+            second_pass(network, pieces, states, gradients, device, precision)
         scaler.step(optimizer)
         scaler.update()
-        schedule.step()
+        training.schedule.step()
         optimizer.zero_grad()
 
         unread.append(torch.stack([loss, ce, scl, *(scl_bounds(labels, tau) if lam else (ce, ce))]).detach())
         validate = step % config["eval_every"] == 0 or step == steps
-        if validate or step % 20 == 0:  # not at every step, since reading waits for the device
+        save, read = bool(save_every and step % save_every == 0), validate or step % 20 == 0
+        terminated = (ranks() == 1 or save or read) and anywhere(TERMINATED.is_set(), device)
+        if read or save or terminated:  # not at every step, since reading waits for the device
             values = torch.stack(unread).cpu()  # (steps, 5)
             finite = values[:, 0].isfinite()
             if not finite.all():
                 result["failed_step"] = step + 1 - len(unread) + int(finite.logical_not().nonzero()[0])
                 break
-            sums += values.sum(dim=0)
+            for row in values.tolist():
+                training.sums = [total + value for total, value in zip(training.sums, row, strict=True)]
             unread.clear()
             bar.set_postfix(loss=f"{values[-1, 0]:.3f}", validation=result["validation_accuracy"])
         if validate:
-            _, result["ce"], *scl_values = (sums / (step - validated)).tolist()
-            sums, validated = torch.zeros(5), step
+            _, result["ce"], *scl_values = (total / (step - training.validated) for total in training.sums)
+            training.sums, training.validated = [0.0] * 5, step
             text = f"step {step}/{steps}  ce {result['ce']:.3f}"
             if lam:
                 result["scl"], result["scl_lowest"], result["scl_collapsed"] = scl_values
                 text += "  scl {:.3f} (lowest {:.3f}, collapsed {:.3f})".format(*scl_values)
             if lam < 1:
-                class_logits, _ = predict(model, validation, device, config["precision"])
-                if not np.isfinite(class_logits).all():  # the last update did it: the next loss would tell
+                predicted, _ = predict(model, validation, device, precision)
+                if not np.isfinite(predicted).all():  # the last update did it: the next loss would tell
                     result["failed_step"] = step
                     break
-                accuracy = accuracy_score(validation.labels, class_logits.argmax(axis=1))
+                accuracy = accuracy_score(validation.labels, predicted.argmax(axis=1))
                 text += f"  validation {accuracy:.3f}"
-                if best_weights is None or accuracy >= result["validation_accuracy"]:
+                if not training.best_weights or accuracy >= result["validation_accuracy"]:
                     result |= {"best_step": step, "validation_accuracy": accuracy}
-                    best_weights = {name: weight.cpu().clone() for name, weight in model.state_dict().items()}
+                    training.best_weights = {name: w.cpu().clone() for name, w in model.state_dict().items()}
             bar.write(text)
-    if best_weights:
-        model.load_state_dict(best_weights)
+        training.step = step
+        if state and (save or terminated):
+            training.save(state)
+        if terminated:
+            raise Terminated(f"terminated after step {step}, which {state} has; the same command goes on")
+    if training.best_weights:
+        model.load_state_dict(training.best_weights)
     return result
+
+
+TERMINATED = threading.Event()  # by SIGTERM: the step is finished first
+
+
+class Terminated(Exception):
+    pass
+
+
+def anywhere(flag: bool, device: torch.device) -> bool:
+    """Whether it is set on any rank, so that all do the same."""
+    if ranks() == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags)
+    return bool(flags)
 
 
 # ------------------------------------------------------------ one run, and a sweep of runs
 
 
-def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torch.device, save: Path | None) -> dict:
+def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torch.device, save: Path | None,
+        state: Path | None = None, save_every: int | None = None) -> dict:  # fmt: skip
     """Train, test, save: the record. What is random comes from config["seed"], so a sweep changes nothing."""
-    started = time.perf_counter()
     train, validation, test = data
-    torch.manual_seed(config["seed"])
-    result = fit(model, train, validation, config, device)
-    if config["lam"] == 1 and "failed_step" not in result:
+    torch.manual_seed(config["seed"] + 2**32 * rank())  # other dropout on each rank
+    if state and state.is_file():
+        training = Training.load(state, model, config, device)
+        print(f"going on from step {training.step}, which {state} has")
+    else:
+        training = Training(model, config, device)
+    result = fit(training, train, validation, config, state, save_every)
+    if config["lam"] == 1 and not training.classifier_only and "failed_step" not in result:
         print("lam 1 left the classifier untrained: now fitting it alone, on the frozen features")
-        result |= fit(model, train, validation, config, device, classifier_only=True)
+        started, training = training.started, Training(model, config, device, classifier_only=True)
+        training.started, training.result = started, result
+        result = fit(training, train, validation, config, state, save_every)
     record = config | result
     if "failed_step" in result:
         kept = ""
-        if save and result["best_step"]:
+        if save and result["best_step"] and not rank():
             save_checkpoint(save, model, tokenizer, record)
             kept = f"; {save} keeps step {result['best_step']}, the best before"
         failure = f"loss or class logits are not finite at step {result['failed_step']}"
@@ -721,14 +894,14 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         "test_accuracy": accuracy_score(labels, predicted),
         "test_macro_f1": f1_score(labels, predicted, average="macro"),
         "test_mcc": matthews_corrcoef(labels, predicted),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(time.perf_counter() - training.started, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": git_commit(),
     }
-    if save:
+    if save and not rank():
         save_checkpoint(save, model, tokenizer, record)
     return record
 
@@ -740,17 +913,28 @@ def git_commit() -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which then takes the place of `path`, whole or not at all, on the disk itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        part = Path(folder, "part")
+        yield part
+        for file in (part, *part.glob("*"), path.parent):
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        if path.is_dir():
+            shutil.rmtree(path)
+        part.replace(path)
+
+
 def save_checkpoint(folder: Path, model: Model, tokenizer, record: dict) -> None:
-    """A folder that transformers loads, its record beside the weights; it appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
-        part = Path(temporary, "part")
+    """A folder that transformers loads, its record beside the weights."""
+    with whole(folder) as part:
         model.save(part)
         tokenizer.save_pretrained(part)
         (part / "record.json").write_text(json.dumps(record) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
 
 
 def read_records(file: Path) -> list[dict]:
@@ -765,9 +949,13 @@ def read_records(file: Path) -> list[dict]:
 
 
 def append_record(file: Path, record: dict) -> None:
-    """In one write, taken back if it fails half-way; a torn line before it is ended first."""
+    """In one write, taken back if it fails half-way; a torn line before it is ended first. No run is in it twice."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b", buffering=0) as results:
+        fcntl.flock(results, fcntl.LOCK_EX)
+        results.seek(0)
+        if json.dumps({"run": record["run"]}).encode()[:-1] in results.read():  # another process was faster
+            return
         end = results.seek(0, os.SEEK_END)
         results.seek(max(end - 1, 0))
         line = (b"" if results.read() in (b"", b"\n") else b"\n") + json.dumps(record).encode() + b"\n"
@@ -787,7 +975,7 @@ def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int
     steps, lr = args.max_steps or by_epochs, args.lr or (1e-3 if args.model == "demo" else 1e-5)
     config = {name: value for name, value in vars(args).items() if name not in ("epochs", "max_steps", *MACHINE_FLAGS)}
     config |= {"lam": lam, "tau": tau, "seed": seed, "lr": lr, "head_lr": args.head_lr or (1e-3 if lam == 1 else lr)}
-    config |= {"steps": steps, "eval_every": args.eval_every or math.ceil(steps / 10)}
+    config |= {"steps": steps, "eval_every": args.eval_every or math.ceil(steps / 10), "processes": ranks()}
     for name, split in zip(("train", "validation", "test"), splits, strict=True):
         config |= {f"{name}_size": len(split), f"{name}_checksum": split.checksum}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
@@ -816,10 +1004,14 @@ def sweep(args: argparse.Namespace) -> None:
         train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
         if not len(validation):
             raise Mistake(f"argument --task: {args.task} leaves no row for validation; add a file, or fewer --shots")
+        if min(args.batch_size, len(train)) % ranks():
+            raise Mistake(f"argument --batch-size: expected a multiple of {ranks()}, one share a process, got "
+                          f"{args.batch_size} for {len(train)} training examples")
         train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
         for lam, tau in settings:
             config = configure(args, lam, tau, seed, (train, validation, test))
             folder = Path(args.out, config["run"])
+            state = Path(args.out, f"{config['run']}.state.safetensors")
             if record := done.get(config["run"]):
                 print(f"{json.dumps(record)}\n{config['run']} is done: its record above, its checkpoint "
                       f"{f'in {folder}' if folder.exists() else 'not kept'}; to run it anew, delete that line of "
@@ -829,15 +1021,17 @@ def sweep(args: argparse.Namespace) -> None:
             model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout).to(device)
             describe(config, model, train, data.label_names)
             parts = [encode(split) for split in (train, validation, test)]
-            record = run(config, model, tokenizer, parts, device, folder if keep else None)
-            append_record(results, record)
+            record = run(config, model, tokenizer, parts, device, folder if keep else None, state, args.save_every)
+            if not rank():
+                append_record(results, record)
+                state.unlink(missing_ok=True)
             print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
                   "{seconds:.0f} s".format(**record))
             print(f"record in {results}" + (f", checkpoint in {folder}" if keep else ""))
 
 
 def describe(config: dict, model: Model, train: Split, names: tuple[str, ...]) -> None:
-    counts = ", ".join(f"{count} {name}" for name, count in zip(names, np.bincount(train.labels), strict=False))
+    counts = ", ".join(f"{count} {name}" for name, count in zip(names[:9], np.bincount(train.labels), strict=False))
     parameters, device = sum(p.numel() for p in model.parameters()), next(model.parameters()).device
     print(f"\n{config['run']}\n{config['model']}, {parameters / 1e6:.1f} M parameters, on {device}; "
           f"{config['steps']} steps of {min(config['batch_size'], len(train))}; {len(train)} train ({counts}), "
@@ -850,10 +1044,17 @@ def describe(config: dict, model: Model, train: Split, names: tuple[str, ...]) -
 
 def pick_device(name: str | None) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    name = f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and dist.is_torchelastic_launched() else name
     with blame("--device", name, "cpu, or a device that torch sees"):
         device = torch.empty(1, device=name).device
         autocast(device, "fp32")
-        return device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if dist.is_torchelastic_launched() and not dist.is_initialized():  # by torchrun: one of several processes
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if rank():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the first tells what all do
+    return device
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -863,6 +1064,15 @@ def main(argv: list[str] | None = None) -> int:
     except (Mistake, OSError, SafetensorError) as error:  # a full disk is one of the latter two
         print(f"finetune.py: error: {error}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        print("finetune.py: error: out of memory; a smaller --micro-batch-size needs less, for the same gradient",
+              file=sys.stderr)
+        return 2
+    except Terminated as terminated:
+        print(terminated, file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print(f"interrupted: {args.out} has every finished run, the same command goes on", file=sys.stderr)
         return 130
@@ -871,5 +1081,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: TERMINATED.set())
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log grows line by line, piped too
     sys.exit(main())

@@ -17,6 +17,24 @@ def run(out, *flags):
     return finetune.read_records(Path(out, "results.jsonl"))
 
 
+def parts(pooling="cls", **settings):
+    """What `fit` takes, for 20 examples of the demo."""
+    data = finetune.demo_data()
+    tokenizer = finetune.load_tokenizer("demo", pooling)
+    torch.manual_seed(0)
+    model = finetune.load_model("demo", pooling, data.label_names, tokenizer, settings.pop("dropout", 0.1))
+    train, validation, _ = finetune.sample(data, 20, None, 0)
+    config = {"run": "", "lam": 0.9, "tau": 0.3, "seed": 0, "steps": 3, "eval_every": 3, "lr": 1e-3, "head_lr": 1e-3,
+              "batch_size": 16, "sampler": "shuffled", "precision": "fp32", "weight_decay": 0.0, "warmup_ratio": 0.0,
+              "micro_batch_size": None, "compile": False}
+    encoded = [finetune.Encoded(split, tokenizer, 64) for split in (train, validation)]
+    return model, *encoded, config | settings, torch.device("cpu")
+
+
+def fit(model, train, validation, config, device, classifier_only=False):
+    return finetune.fit(finetune.Training(model, config, device, classifier_only), train, validation, config)
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     """One trained checkpoint per pooling, as folders."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import run, sentences, write_lines
+from conftest import fit, parts, run, sentences, write_lines
 
 import finetune
 
@@ -116,19 +116,6 @@ def test_ten_epochs_where_they_are_more_than_200_steps():
 # ------------------------------------------------------------ training
 
 
-def parts(pooling="cls", **settings):
-    """What fit() takes, for 20 examples of the demo."""
-    data = finetune.demo_data()
-    tokenizer = finetune.load_tokenizer("demo", pooling)
-    torch.manual_seed(0)
-    model = finetune.load_model("demo", pooling, data.label_names, tokenizer, dropout=0.1)
-    train, validation, _ = finetune.sample(data, 20, None, 0)
-    config = {"run": "", "lam": 0.9, "tau": 0.3, "seed": 0, "steps": 3, "eval_every": 3, "lr": 1e-3, "head_lr": 1e-3,
-              "batch_size": 16, "sampler": "shuffled", "precision": "fp32", "weight_decay": 0.0, "warmup_ratio": 0.0}
-    encoded = [finetune.Encoded(split, tokenizer, 64) for split in (train, validation)]
-    return model, *encoded, config | settings, torch.device("cpu")
-
-
 def changed(model, before):
     return {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
 
@@ -142,7 +129,7 @@ def test_scl_trains_the_encoder_and_not_the_classifier(pooling):
     """Two public re-implementations compute SCL on detached features: they would change no weight here."""
     model, *rest = parts(pooling, lam=1)
     before = snapshot(model)
-    finetune.fit(model, *rest)
+    fit(model, *rest)
     moved = changed(model, before)
     assert not moved & model.classifier_names()
     assert {name for name in moved if "layer.0" in name and name.endswith("query.weight")}
@@ -169,15 +156,15 @@ def test_ce_and_scl_give_the_encoder_another_gradient_than_ce(pooling):
 
 def test_lam_and_ce_share_batches_start_and_dropout():
     """CE and CE + SCL start from the same weights and see the same rows: at lr 0 their CE is the same."""
-    values = [finetune.fit(*parts(lam=lam, lr=0.0, head_lr=0.0))["ce"] for lam in (0.0, 0.5)]
+    values = [fit(*parts(lam=lam, lr=0.0, head_lr=0.0))["ce"] for lam in (0.0, 0.5)]
     assert values[0] == values[1]
 
 
 def test_lam_1_fits_the_classifier_in_a_second_stage_on_frozen_features(tmp_path, capsys):
     model, train, validation, config, device = parts(lam=1, steps=200, eval_every=200)
-    finetune.fit(model, train, validation, config, device)
+    fit(model, train, validation, config, device)
     before = snapshot(model)
-    result = finetune.fit(model, train, validation, config, device, classifier_only=True)
+    result = fit(model, train, validation, config, device, classifier_only=True)
     assert changed(model, before) <= model.classifier_names()
     assert result["validation_accuracy"] > 0.7
     (record,) = run(tmp_path, "--shots", 20, "--lam", 1)
@@ -192,7 +179,7 @@ def test_the_best_validation_is_kept_and_the_later_of_equals(monkeypatch):
     seen = []
     predict = finetune.predict
     monkeypatch.setattr(finetune, "predict", lambda model, *rest: seen.append(snapshot(model)) or predict(model, *rest))
-    result = finetune.fit(model, train, validation, config, device)
+    result = fit(model, train, validation, config, device)
     assert (result["best_step"], result["validation_accuracy"]) == (3, 0.7)
     assert not changed(model, seen[2]) and changed(model, seen[3])
 
@@ -201,7 +188,7 @@ def test_the_losses_are_means_over_the_steps_since_the_last_validation(monkeypat
     seen = []
     scl_loss = finetune.scl_loss
     monkeypatch.setattr(finetune, "scl_loss", lambda *rest: seen.append(scl_loss(*rest)) or seen[-1])
-    result = finetune.fit(*parts(steps=60, eval_every=25))
+    result = fit(*parts(steps=60, eval_every=25))
     assert len(seen) == 60
     assert result["scl"] == pytest.approx(sum(loss.item() for loss in seen[50:]) / 10, rel=1e-5)
 
@@ -209,7 +196,7 @@ def test_the_losses_are_means_over_the_steps_since_the_last_validation(monkeypat
 def test_head_lr_is_the_classifier_s():
     model, *rest = parts(lam=0.5, lr=0.0, head_lr=1e-3)
     before = snapshot(model)
-    finetune.fit(model, *rest)
+    fit(model, *rest)
     assert changed(model, before) == {name for name in model.classifier_names() if name in before}
 
 
@@ -222,8 +209,8 @@ def test_dropout_is_set_and_0_is_heeded():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_agrees_within_its_rounding(precision):
-    full = finetune.fit(*parts(lam=0.9, lr=1e-5, head_lr=1e-5))
-    low = finetune.fit(*parts(lam=0.9, lr=1e-5, head_lr=1e-5, precision=precision))
+    full = fit(*parts(lam=0.9, lr=1e-5, head_lr=1e-5))
+    low = fit(*parts(lam=0.9, lr=1e-5, head_lr=1e-5, precision=precision))
     assert low["scl"] == pytest.approx(full["scl"], rel=0.02) and low["ce"] == pytest.approx(full["ce"], rel=0.02)
 
 

@@ -1,0 +1,227 @@
+"""Batches larger than memory, several processes, and runs that are killed: the numbers stay those of the plain run."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import fit, parts, run
+
+import finetune
+from scl import ce_scl_loss
+
+ROOT = Path(finetune.__file__).parent
+
+
+def without_times(record, *others):
+    return {name: value for name, value in record.items() if name not in ("seconds", "commit", *others)}
+
+
+# ------------------------------------------------------------ --micro-batch-size
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_cached_gradients_are_those_of_all_pieces_at_once(pooling, size):
+    """With dropout on, in float64: the same pieces, with their graphs, in one go."""
+    device = torch.device("cpu")
+    model, train, *_ = parts(pooling)
+    model.double().train()
+    pieces, labels = zip(*(train.batch(np.arange(16)[i : i + size], device) for i in range(0, 16, size)), strict=True)
+
+    torch.manual_seed(5)
+    outputs = [model(**tokens) for tokens in pieces]
+    class_logits, features = (torch.cat(part) for part in zip(*outputs, strict=True))
+    expected = ce_scl_loss(class_logits, features, torch.cat(labels))
+    expected.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    after = torch.get_rng_state()
+
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(5)
+    class_logits, features, states = finetune.first_pass(model, pieces, device, "fp32")
+    loss = ce_scl_loss(class_logits, features, torch.cat(labels))
+    cached = torch.autograd.grad(loss, (class_logits, features))
+    finetune.second_pass(model, pieces, states, cached, device, "fp32")
+    assert loss.item() == expected.item()
+    assert torch.equal(torch.get_rng_state(), after)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, gradients.pop(name), rtol=1e-6, atol=1e-12)
+    assert not gradients
+
+
+@pytest.mark.parametrize("lam", [0, 0.9, 1])
+def test_micro_batches_train_as_the_whole_batch_does(lam):
+    whole = fit(*parts(lam=lam, steps=20, eval_every=20, dropout=0.0))
+    pieces = fit(*parts(lam=lam, steps=20, eval_every=20, dropout=0.0, micro_batch_size=5))
+    for name in ("ce", "scl") if lam else ("ce",):
+        assert pieces[name] == pytest.approx(whole[name], rel=1e-3)
+
+
+def test_gradient_accumulation_would_not_do():
+    """What the cache is for: SCL over pieces is another loss than SCL over their batch."""
+    features, labels = torch.randn(16, 8), torch.arange(16) % 2
+    class_logits = torch.zeros(16, 2)
+    pieces = [ce_scl_loss(class_logits[i : i + 4], features[i : i + 4], labels[i : i + 4]) for i in range(0, 16, 4)]
+    assert abs(sum(pieces) / 4 - ce_scl_loss(class_logits, features, labels)) > 0.1
+    assert F.cross_entropy(class_logits, labels).item() == pytest.approx(ce_scl_loss(
+        class_logits, features, labels, lam=0).item())  # fmt: skip
+
+
+# ------------------------------------------------------------ several processes
+
+
+def demo(out, *flags, ranks=1, **options):
+    """finetune.py on the demo, in processes of its own."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launch, str(ROOT / "finetune.py"), "--task", "demo", "--out", str(out), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+
+
+def finish(process, code=0):
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == code, error
+    return output, error
+
+
+def records(out):
+    return [json.loads(line) for line in Path(out, "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("flags", [[], ["--micro-batch-size", "3"]])
+def test_two_ranks_give_the_losses_of_one_process(tmp_path, flags):
+    common = ["--shots", "40", "--max-steps", "30", "--dropout", "0", "--lam", "0", "0.9", "--save", *flags]
+    output, _ = finish(demo(tmp_path / "two", *common, ranks=2))
+    finish(demo(tmp_path / "one", *common))
+    assert output.count("step 30/30") == 2  # runs, each told by one process
+    for one, two in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
+        assert (one.pop("processes"), two.pop("processes")) == (1, 2) and one.keys() == two.keys()
+        for name in ("ce", "scl", "scl_lowest", "scl_collapsed"):
+            assert two.get(name) == pytest.approx(one.get(name), abs=1e-5)
+        assert two["validation_accuracy"] == one["validation_accuracy"]
+        assert (tmp_path / "two" / two["run"] / "model.safetensors").is_file()
+
+
+def test_a_batch_that_cannot_be_shared_out(tmp_path):
+    _, error = finish(demo(tmp_path, "--shots", "40", "--batch-size", "15", ranks=2), code=1)  # torchrun's own code
+    assert "argument --batch-size: expected a multiple of 2, one share a process, got 15" in error
+
+
+# ------------------------------------------------------------ kills
+
+
+STEADY = ("--shots", "20", "--max-steps", "60", "--save-every", "7")
+
+
+def weights(out):
+    (record,) = records(out)
+    return without_times(record), Path(out, record["run"], "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("lam", ["0.9", "1"])
+def test_killed_at_random_moments_the_run_is_bit_identical(tmp_path, lam):
+    """KILLS=20 for more of them. Each process gets a little further than the one before, or at least as far."""
+    finish(demo(tmp_path / "plain", *STEADY[:-2], "--lam", lam))
+    moments = random.Random(0)
+    kills = 0
+    while kills < int(os.environ.get("KILLS", 2)):
+        process = demo(tmp_path / "killed", *STEADY, "--lam", lam)
+        for line in process.stdout:
+            if line.startswith("step") and moments.random() < 0.4:
+                break
+        else:  # it came to its end
+            Path(tmp_path / "killed" / "results.jsonl").unlink()
+            continue
+        time.sleep(0.02 * moments.random())
+        process.kill()
+        process.communicate()
+        kills += 1
+    finish(demo(tmp_path / "killed", *STEADY, "--lam", lam))
+    assert weights(tmp_path / "killed") == weights(tmp_path / "plain")
+    assert not list((tmp_path / "killed").glob("*.state.safetensors"))
+
+
+def test_sigterm_finishes_the_step_saves_and_goes_on(tmp_path):
+    process = demo(tmp_path, "--shots", "20", "--max-steps", "2000")
+    assert any(line.startswith("step 200/") for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    _, error = finish(process, code=143)
+    assert error.startswith("terminated after step ") and error.count("\n") == 1
+    (state,) = tmp_path.glob("*.state.safetensors")
+    output, _ = finish(demo(tmp_path, "--shots", "20", "--max-steps", "2000"))
+    assert f"going on from step {error.split()[3].rstrip(',')}, which {state} has" in output
+    assert len(records(tmp_path)) == 1 and not state.exists()
+
+
+def test_a_state_that_is_cut_short_is_said_and_kept(tmp_path, capsys):
+    process = demo(tmp_path, *STEADY)
+    assert any(line.startswith("step 30/") for line in process.stdout)
+    process.kill()
+    process.communicate()
+    (state,) = tmp_path.glob("*.state.safetensors")
+    state.write_bytes(state.read_bytes()[:1000])
+    assert finetune.main(["--task", "demo", "--out", str(tmp_path), *STEADY]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{state} cannot be gone on from" in error and "delete it" in error
+    assert state.stat().st_size == 1000
+
+
+def test_two_processes_with_one_folder_neither_lose_nor_double_a_record(tmp_path):
+    flags = ("--shots", "20", "--max-steps", "20", "--lam", "0", "0.9", "--seed", "0", "1")
+    processes = [demo(tmp_path, *flags) for _ in range(2)]
+    for process in processes:
+        finish(process)
+    assert len(records(tmp_path)) == len({record["run"] for record in records(tmp_path)}) == 4
+
+
+# ------------------------------------------------------------ faults
+
+
+def test_out_of_memory_names_the_flag(tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(finetune, "scl_loss", full)
+    assert finetune.main(["--task", "demo", "--shots", "20", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "out of memory" in error and "--micro-batch-size" in error
+
+
+def test_an_output_folder_that_goes_away(tmp_path, monkeypatch):
+    """It is made again: what a run has found is not lost for that."""
+    predict = finetune.predict
+
+    def remove(*rest):
+        for file in sorted((tmp_path / "out").rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        return predict(*rest)
+
+    run(tmp_path / "out", "--shots", 20)
+    monkeypatch.setattr(finetune, "predict", remove)
+    assert len(run(tmp_path / "out", "--shots", 20, "--seed", 1)) == 1
+
+
+def test_ten_thousand_classes_of_one_example_and_a_line_of_5_mb(own, tmp_path, capsys):
+    rows = [(f"word{i} is of its own class", f"class {i}") for i in range(10_000)]
+    rows[0] = ("long " * 1_000_000, "class 0")
+    folder = own(train=rows, test=[(f"yet another word{i}", f"class {i}") for i in range(40)])
+    flags = ["--task", str(folder), "--model", "demo", "--max-steps", "2", "--out", str(tmp_path / "out")]
+    assert finetune.main(flags) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 500
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compile_agrees():
+    plain, compiled = (fit(*parts(steps=3, dropout=0.0, compile=compile)) for compile in (False, True))
+    assert compiled["scl"] == pytest.approx(plain["scl"], rel=1e-4)
