@@ -868,7 +868,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
     """Train, test, save: the record. What is random comes from config["seed"], so a sweep changes nothing."""
     train, validation, test = data
     torch.manual_seed(config["seed"] + 2**32 * rank())  # other dropout on each rank
-    if state and state.is_file():
+    if state and anywhere(state.is_file(), device):
         training = Training.load(state, model, config, device)
         print(f"going on from step {training.step}, which {state} has")
     else:
@@ -1012,10 +1012,11 @@ def sweep(args: argparse.Namespace) -> None:
             config = configure(args, lam, tau, seed, (train, validation, test))
             folder = Path(args.out, config["run"])
             state = Path(args.out, f"{config['run']}.state.safetensors")
-            if record := done.get(config["run"]):
-                print(f"{json.dumps(record)}\n{config['run']} is done: its record above, its checkpoint "
-                      f"{f'in {folder}' if folder.exists() else 'not kept'}; to run it anew, delete that line of "
-                      f"{results} or choose another --out")
+            if anywhere(config["run"] in done, device):
+                kept = f"in {folder}" if folder.exists() else "not kept"
+                print(json.dumps(done.get(config["run"])))
+                print(f"{config['run']} is done: its record above, its checkpoint {kept}; to run it anew, delete that "
+                      f"line of {results} or choose another --out")
                 continue
             torch.manual_seed(seed)
             model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout).to(device)
@@ -1061,22 +1062,24 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         sweep(args)
-    except (Mistake, OSError, SafetensorError) as error:  # a full disk is one of the latter two
-        print(f"finetune.py: error: {error}", file=sys.stderr)
-        return 2
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except Mistake as mistake:
+        message, status = f"finetune.py: error: {mistake}", 2
+    except (OSError, SafetensorError) as error:  # a full disk is one or the other
+        message, status = f"finetune.py: error: {error}; {args.out} has what was finished, the same command goes on", 2
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        print("finetune.py: error: out of memory; a smaller --micro-batch-size needs less, for the same gradient",
-              file=sys.stderr)
-        return 2
+        message, status = "finetune.py: error: out of memory; a smaller --micro-batch-size gives the same gradient", 2
     except Terminated as terminated:
-        print(terminated, file=sys.stderr)
-        return 143
+        message, status = str(terminated), 143
     except KeyboardInterrupt:
-        print(f"interrupted: {args.out} has every finished run, the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+        message, status = f"interrupted: {args.out} has every finished run, the same command goes on", 130
+    else:
+        return 0
+    print(message, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

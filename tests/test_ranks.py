@@ -30,6 +30,7 @@ def on_each_rank(rank, work, ranks, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     torch.save(work(rank, ranks), f"{folder}/{rank}")
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -186,6 +187,13 @@ def test_two_processes_with_one_folder_neither_lose_nor_double_a_record(tmp_path
 
 
 # ------------------------------------------------------------ faults
+
+
+def test_a_state_that_the_disk_does_not_take(tmp_path):
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))}
+    _, error = finish(demo(tmp_path, *STEADY, **limit), code=2)
+    assert error.count("\n") == 1 and "too large" in error and "the same command goes on" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_out_of_memory_names_the_flag(tmp_path, capsys, monkeypatch):

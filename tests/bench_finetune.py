@@ -1,0 +1,186 @@
+"""finetune.py beside transformers' Trainer: same encoder, data, batches and steps. Run by hand, on a quiet machine:
+
+    pip install --no-deps accelerate psutil
+    python tests/bench_finetune.py --data-dir glue --model all-MiniLM-L6-v2
+
+Four tables, as markdown. Steps: in one process, in turns, medians over rounds. Sweep: whole commands, start to record,
+five seeds of 100 examples with 60 steps and three validations each; one process of finetune.py, and one of this file
+for each of Trainer's five. Evaluation: examples a second, sorted by length as finetune.py does, and in the order of
+the file as Trainer does. Share of SCL: of a step of RoBERTa-base, built from its config with random weights.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import finetune
+
+ROOT = Path(finetune.__file__).parent
+
+DEVICE = torch.device("cpu")
+STEPS, EVERY, SHOTS, SEEDS = 60, 20, 100, 5
+
+
+def flags(args):
+    values = {"task": "sst2", "data-dir": args.data_dir, "model": args.model, "lr": 1e-4, "shots": SHOTS,
+              "max-steps": STEPS, "eval-every": EVERY}
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def setting(args, **changes):
+    """data (train, validation, test), tokenizer, a fresh model and the config of a run."""
+    parsed = finetune.parse_args(flags(args))
+    data = finetune.load_data("sst2", args.data_dir, few_shot=True)
+    splits = finetune.sample(data, SHOTS, None, args.seed)
+    tokenizer = finetune.load_tokenizer(args.model, "cls")
+    torch.manual_seed(args.seed)
+    model = finetune.load_model(args.model, "cls", data.label_names, tokenizer, dropout=0.1)
+    config = finetune.configure(parsed, 0.9, 0.3, args.seed, splits) | changes
+    return [finetune.Encoded(split, tokenizer, 256) for split in splits], tokenizer, model, config
+
+
+def rows(data):
+    return [tokens | {"labels": label} for tokens, label in zip(data.tokens, data.labels.tolist(), strict=True)]
+
+
+def trainer(model, tokenizer, train, validation=None, steps=STEPS):
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            folder, max_steps=steps, per_device_train_batch_size=16, per_device_eval_batch_size=64, learning_rate=1e-4,
+            weight_decay=0.1, warmup_steps=0.06, dataloader_drop_last=True, report_to=[], disable_tqdm=True,
+            eval_strategy="steps" if validation else "no", eval_steps=EVERY, logging_steps=EVERY, use_cpu=True,
+            save_strategy="steps" if validation else "no", save_steps=EVERY, load_best_model_at_end=bool(validation),
+            metric_for_best_model="accuracy" if validation else None, save_total_limit=1)
+        worker = transformers.Trainer(
+            model.backbone, arguments, train_dataset=rows(train), processing_class=tokenizer,
+            eval_dataset=rows(validation) if validation else None,
+            compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(1) == p.label_ids).mean())})
+        start = time.perf_counter()
+        worker.train()
+        return worker, time.perf_counter() - start
+
+
+def trainer_run(args):
+    """What a user's Trainer script does for one seed: train with validation, keep the best, test."""
+    (train, validation, test), tokenizer, model, _ = setting(args)
+    worker, _ = trainer(model, tokenizer, train, validation)
+    worker.predict(rows(test))
+
+
+def ours(model, train, validation, config):
+    training = finetune.Training(model, config, DEVICE)
+    start = time.perf_counter()
+    finetune.fit(training, train, validation, config)
+    return time.perf_counter() - start
+
+
+def step_times(args, rounds=5, steps=20):
+    (train, *_), tokenizer, *_ = setting(args)
+    few = finetune.Split([("a",)], np.zeros(1, dtype=int))
+    nothing = finetune.Encoded(few, tokenizer, 256)  # one validation, of one word, in the last step
+    seconds: dict[str, list[float]] = {"Trainer, CE": [], "CE": [], "CE + SCL": []}
+    for _ in range(rounds):
+        for name, values in seconds.items():
+            *_, model, config = setting(args, steps=steps, eval_every=steps, lam=0.0 if name == "CE" else 0.9)
+            values.append((trainer(model, tokenizer, train, steps=steps)[1] if name == "Trainer, CE" else
+                           ours(model, train, nothing, config)) / steps)
+    return [[name, f"{1e3 * statistics.median(values):.0f}", ratio(values, seconds["Trainer, CE"])]
+            for name, values in seconds.items()]
+
+
+def ratio(ones, others):
+    low, median, high = statistics.quantiles([one / other for one, other in zip(ones, others, strict=True)])
+    return f"{median:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def sweep_times(args):
+    def seconds(*command):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    seeds = list(map(str, range(SEEDS)))
+    with tempfile.TemporaryDirectory() as out:
+        one = seconds(str(ROOT / "finetune.py"), *flags(args), "--out", out, "--seed", *seeds)
+    data = ["--data-dir", args.data_dir, "--model", args.model]
+    many = sum(seconds(__file__, *data, "--seed", seed, "--trainer") for seed in seeds)
+    return [[f"Trainer, {SEEDS} processes", f"{many:.0f}", "1"],
+            ["finetune.py, one process", f"{one:.0f}", f"{one / many:.2f}"]]
+
+
+def evaluation_speed(args, rounds=3):
+    (_, validation, _), _, model, _ = setting(args)
+    seconds: dict[str, list[float]] = {"in the order of the file": [], "by length": []}
+    for _ in range(rounds):
+        for name, values in seconds.items():
+            start = time.perf_counter()
+            if name == "by length":
+                finetune.predict(model, validation, DEVICE, "fp32")
+            else:
+                model.eval()
+                with torch.inference_mode():
+                    for first in range(0, len(validation.tokens), finetune.EVAL_BATCH):
+                        rows = np.arange(first, min(first + finetune.EVAL_BATCH, len(validation.tokens)))
+                        model(**validation.batch(rows, DEVICE)[0])
+            values.append(len(validation.tokens) / (time.perf_counter() - start))
+    return [[name, f"{statistics.median(values):.0f}"] for name, values in seconds.items()]
+
+
+def share_of_scl(rounds=3):
+    config = transformers.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, num_labels=2)
+    model = finetune.Model(transformers.AutoModelForSequenceClassification.from_config(config), None)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens, labels = torch.randint(5, 50000, (16, 128)), torch.arange(16) % 2
+    mask, step, scl = torch.ones_like(tokens), [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        class_logits, features = model(input_ids=tokens, attention_mask=mask)
+        torch.nn.functional.cross_entropy(class_logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        step.append(time.perf_counter() - start)
+        features = features.detach().requires_grad_()
+        start = time.perf_counter()
+        for _ in range(100):
+            finetune.scl_loss(features, labels).backward()
+            finetune.scl_bounds(labels)
+        scl.append((time.perf_counter() - start) / 100)
+    step_time, scl_time = statistics.median(step), statistics.median(scl)
+    return [[f"{step_time:.2f} s", f"{1e3 * scl_time:.2f} ms", f"{100 * scl_time / step_time:.3f} %"]]
+
+
+def print_table(header, rows):
+    for row in (header, ["---"] * len(header), *rows):
+        print("| " + " | ".join(row) + " |", flush=True)
+    print()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trainer", action="store_true", help="one run of Trainer, for the sweep")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if args.trainer:
+        return trainer_run(args)
+    print(f"PyTorch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads\n")
+    print_table(["a step of 16", "ms", "of Trainer's"], step_times(args))
+    print_table(["five seeds", "s", "of Trainer's"], sweep_times(args))
+    print_table(["evaluation", "examples a second"], evaluation_speed(args))
+    print_table(["RoBERTa-base, 16 x 128: a step", "SCL and its bounds", "share"], share_of_scl())
+
+
+if __name__ == "__main__":
+    main()
