@@ -10,6 +10,8 @@ the file as Trainer does. Share of SCL: of a step of RoBERTa-base, built from it
 """
 
 import argparse
+import contextlib
+import io
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,8 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from bench_scl import print_table
+
 import finetune
 
 ROOT = Path(finetune.__file__).parent
@@ -91,8 +95,9 @@ def step_times(args, rounds=5, steps=20):
     for _ in range(rounds):
         for name, values in seconds.items():
             *_, model, config = setting(args, steps=steps, eval_every=steps, lam=0.0 if name == "CE" else 0.9)
-            values.append((trainer(model, tokenizer, train, steps=steps)[1] if name == "Trainer, CE" else
-                           ours(model, train, nothing, config)) / steps)
+            with contextlib.redirect_stdout(io.StringIO()):  # what both tell of their steps
+                values.append((trainer(model, tokenizer, train, steps=steps)[1] if name == "Trainer, CE" else
+                               ours(model, train, nothing, config)) / steps)
     return [[name, f"{1e3 * statistics.median(values):.0f}", ratio(values, seconds["Trainer, CE"])]
             for name, values in seconds.items()]
 
@@ -158,12 +163,6 @@ def share_of_scl(rounds=3):
     return [[f"{step_time:.2f} s", f"{1e3 * scl_time:.2f} ms", f"{100 * scl_time / step_time:.3f} %"]]
 
 
-def print_table(header, rows):
-    for row in (header, ["---"] * len(header), *rows):
-        print("| " + " | ".join(row) + " |", flush=True)
-    print()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
@@ -177,8 +176,11 @@ def main():
         return trainer_run(args)
     print(f"PyTorch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads\n")
     print_table(["a step of 16", "ms", "of Trainer's"], step_times(args))
+    print()
     print_table(["five seeds", "s", "of Trainer's"], sweep_times(args))
+    print()
     print_table(["evaluation", "examples a second"], evaluation_speed(args))
+    print()
     print_table(["RoBERTa-base, 16 x 128: a step", "SCL and its bounds", "share"], share_of_scl())
 
 
