@@ -650,61 +650,50 @@ def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.o
     return torch.optim.AdamW(groups.values(), betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
+def seed_dropout(*key: int) -> None:
+    """Dropout is a pure function of seed, step, rank and piece: it can be had again, and no random state is kept."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
 # A batch larger than memory, --micro-batch-size. Accumulating gradients would contrast each piece only within itself.
 # So the gradient is cached half-way: a first pass computes what all pieces give, without a graph; the loss of the whole
 # batch yields the gradient of class logits and features; a second pass, piece by piece, takes it to the parameters.
 
 
 @torch.no_grad()
-def first_pass(network, pieces: list[dict], device: torch.device, precision: str) -> tuple[Tensor, Tensor, list]:
-    """Class logits and features of all pieces, as leaves, and the random states that each piece found."""
-    states, outputs = [], []
-    for tokens in pieces:
-        states.append(random_states(device))
+def first_pass(network, pieces: list[dict], key: tuple, device: torch.device, precision: str) -> list[Tensor]:
+    """Class logits and features of all pieces, as leaves."""
+    outputs = []
+    for number, tokens in enumerate(pieces):
+        seed_dropout(*key, number)
         with autocast(device, precision):
             outputs.append(network(**tokens))
-    class_logits, features = (torch.cat(part).requires_grad_() for part in zip(*outputs, strict=True))
-    return class_logits, features, states
+    return [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]
 
 
-def second_pass(network, pieces: list[dict], states: list, gradients: tuple, device: torch.device, precision: str):
+def second_pass(network, pieces: list[dict], key: tuple, gradients, device: torch.device, precision: str) -> None:
     """Adds up the parameters' gradients, under the dropout masks of the first pass."""
     sizes = [len(tokens["input_ids"]) for tokens in pieces]
-    cached = zip(*(gradient.split(sizes) for gradient in gradients), strict=True)
-    for number, (tokens, state, piece) in enumerate(zip(pieces, states, cached, strict=True), start=1):
-        set_random_states(device, state)
+    for number, cached in enumerate(zip(*(gradient.split(sizes) for gradient in gradients), strict=True)):
+        seed_dropout(*key, number)
         # DistributedDataParallel averages over the ranks once, with the last piece.
-        with network.no_sync() if ranks() > 1 and number < len(pieces) else contextlib.nullcontext():
+        with network.no_sync() if ranks() > 1 and number + 1 < len(pieces) else contextlib.nullcontext():
             with autocast(device, precision):
-                outputs = network(**tokens)
-            sum((output * gradient).sum() for output, gradient in zip(outputs, piece, strict=True)).backward()
-
-
-def random_modules(device: torch.device) -> list:
-    return [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
-
-
-def random_states(device: torch.device) -> list[Tensor]:
-    return [module.get_rng_state() for module in random_modules(device)]
-
-
-def set_random_states(device: torch.device, states: list[Tensor]) -> None:
-    for module, state in zip(random_modules(device), states, strict=True):
-        module.set_rng_state(state)
+                outputs = network(**pieces[number])
+            sum((output * gradient).sum() for output, gradient in zip(outputs, cached, strict=True)).backward()
 
 
 class Training:
     """All that changes while a model trains. Between two steps `save` writes it, and `load` goes on from there."""
 
-    SIMPLE = ("classifier_only", "step", "validated", "sums", "result")
+    PLAIN = ("classifier_only", "step", "validated", "sums", "result")
 
     def __init__(self, model: Model, config: dict, device: torch.device, classifier_only: bool = False):
-        steps, fp16 = config["steps"], config["precision"] == "fp16"
         self.model, self.device, self.classifier_only = model, device, classifier_only
         self.optimizer = make_optimizer(model, config, classifier_only)
         self.schedule = transformers.get_linear_schedule_with_warmup(
-            self.optimizer, round(config["warmup_ratio"] * steps), steps)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+            self.optimizer, round(config["warmup_ratio"] * config["steps"]), config["steps"])
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None}
         self.step = self.validated = 0  # the last step, and the last that was validated
@@ -713,15 +702,11 @@ class Training:
 
     def save(self, file: Path) -> None:
         """One safetensors file, which holds no code; it appears whole or not at all."""
-        random = gather_batch(*(state[None].to(self.device) for state in random_states(self.device)))  # (ranks, L) each
-        if rank():
-            return
-        moments = self.optimizer.state_dict()["state"].items()
         tensors = {f"model/{name}": weight for name, weight in self.model.state_dict().items()}
         tensors |= {f"best/{name}": weight for name, weight in self.best_weights.items()}
-        tensors |= {f"optimizer/{index}/{name}": part for index, parts in moments for name, part in parts.items()}
-        tensors |= {f"random/{number}": states for number, states in enumerate(random)}
-        facts = {name: getattr(self, name) for name in self.SIMPLE} | {
+        tensors |= {f"{kind}/{name}": moment for name, parameter in self.model.named_parameters()
+                    for kind, moment in self.optimizer.state[parameter].items()}
+        facts = {name: getattr(self, name) for name in self.PLAIN} | {
             "schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict(),
             "seconds": time.perf_counter() - self.started}
         with whole(file) as part:
@@ -730,31 +715,28 @@ class Training:
     @classmethod
     def load(cls, file: Path, model: Model, config: dict, device: torch.device) -> "Training":
         try:
-            with safe_open(file, "pt") as stored:
+            with safe_open(file, "pt", str(device)) as stored:
                 facts = json.loads(stored.metadata()["facts"])
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no dict
             self = cls(model, config, device, facts["classifier_only"])
-            parts: dict = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
-            for name, tensor in tensors.items():
-                kind, name = name.split("/", 1)
-                parts[kind][name] = tensor
-            model.load_state_dict(parts["model"])
+            parameters, weights = dict(model.named_parameters()), {}
+            for kind, name in (key.split("/", 1) for key in tensors):
+                tensor = tensors[f"{kind}/{name}"]
+                if kind == "best":
+                    self.best_weights[name] = tensor.cpu()
+                elif kind == "model":
+                    weights[name] = tensor
+                else:
+                    self.optimizer.state[parameters[name]][kind] = tensor
+            model.load_state_dict(weights)
             self.schedule.load_state_dict(facts["schedule"])
-            settings = self.optimizer.state_dict()["param_groups"]
-            for group, lr in zip(settings, self.schedule.get_last_lr(), strict=True):
+            for group, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
                 group["lr"] = lr
-            moments: dict[int, dict] = {}
-            for name, tensor in parts["optimizer"].items():
-                index, name = name.split("/")
-                moments.setdefault(int(index), {})[name] = tensor
-            self.optimizer.load_state_dict({"state": moments, "param_groups": settings})
             self.scaler.load_state_dict(facts["scaler"])
-            set_random_states(device, [states[rank()] for states in parts["random"].values()])
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = str(error).split("\n")[0]
             raise Mistake(f"{file} cannot be gone on from ({reason}); delete it to begin the run anew") from None
-        vars(self).update({name: facts[name] for name in self.SIMPLE}, best_weights=parts["best"])
-        self.started -= facts["seconds"]
+        vars(self).update({name: facts[name] for name in self.PLAIN}, started=self.started - facts["seconds"])
         return self
 
 
@@ -782,12 +764,14 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
         rows = np.split(next(order), ranks())[rank()]  # this process's share of the batch
         size = config["micro_batch_size"] or len(rows)
         parts = [train.batch(rows[start : start + size], device) for start in range(0, len(rows), size)]
-        (*pieces,), labels = (tokens for tokens, _ in parts), torch.cat([labels for _, labels in parts])
+        pieces, labels = [tokens for tokens, _ in parts], torch.cat([labels for _, labels in parts])  # (B, T), (B,)
+        key = (config["seed"], step, rank())
         if len(pieces) == 1:
+            seed_dropout(*key)
             with autocast(device, precision):
-                class_logits, features = network(**pieces[0])  # (B, C), (B, D), from tokens (B, T)
+                class_logits, features = network(**pieces[0])  # (B, C), (B, D)
         else:
-            class_logits, features, states = first_pass(network, pieces, device, precision)
+            class_logits, features = first_pass(network, pieces, key, device, precision)
         all_logits, all_features, labels = gather_batch(class_logits.float(), features.float(), labels)  # of all ranks
         ce = F.cross_entropy(all_logits, labels)
         scl = scl_loss(all_features, labels, tau) if lam else torch.zeros_like(ce)
@@ -796,7 +780,7 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
             scaler.scale(loss).backward()
         else:
             gradients = torch.autograd.grad(scaler.scale(loss), (class_logits, features), materialize_grads=True)
-            second_pass(network, pieces, states, gradients, device, precision)
+            second_pass(network, pieces, key, gradients, device, precision)
         scaler.step(optimizer)
         scaler.update()
         training.schedule.step()
@@ -835,7 +819,7 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
                     training.best_weights = {name: w.cpu().clone() for name, w in model.state_dict().items()}
             bar.write(text)
         training.step = step
-        if state and (save or terminated):
+        if state and (save or terminated) and not rank():
             training.save(state)
         if terminated:
             raise Terminated(f"terminated after step {step}, which {state} has; the same command goes on")
@@ -867,7 +851,6 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         state: Path | None = None, save_every: int | None = None) -> dict:  # fmt: skip
     """Train, test, save: the record. What is random comes from config["seed"], so a sweep changes nothing."""
     train, validation, test = data
-    torch.manual_seed(config["seed"] + 2**32 * rank())  # other dropout on each rank
     if state and anywhere(state.is_file(), device):
         training = Training.load(state, model, config, device)
         print(f"going on from step {training.step}, which {state} has")
