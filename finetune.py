@@ -750,7 +750,7 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
     model, device, optimizer, scaler = training.model, training.device, training.optimizer, training.scaler
     lam, tau, steps, precision = config["lam"], config["tau"], config["steps"], config["precision"]
     lam, result, already = 0.0 if training.classifier_only else lam, training.result, training.step
-    network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks() > 1 else model
+    network = nn.parallel.DistributedDataParallel(model) if ranks() > 1 else model
     network = torch.compile(network, dynamic=True) if config["compile"] else network
     rng = np.random.default_rng(config["seed"])
     order = batches(train.labels.numpy(), config["batch_size"], config["sampler"], rng)

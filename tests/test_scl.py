@@ -465,6 +465,14 @@ def test_lam_0_is_cross_entropy_exactly():
     assert ce_scl_loss(class_logits, features, labels, lam=0) == F.cross_entropy(class_logits, labels)
 
 
+def test_defaults_are_those_of_the_paper_s_best():
+    features, labels = batch()
+    assert scl_loss(features, labels) == scl_loss(features, labels, 0.3, reduction="mean")
+    assert scl_bounds(labels) == scl_bounds(labels, 0.3)
+    eq_1 = ce_scl_loss(features[:, :3], features, labels)
+    assert eq_1 == ce_scl_loss(features[:, :3], features, labels, lam=0.9, temperature=0.3)
+
+
 def test_bool_labels_in_eq_1():
     features, labels = batch(classes=2)
     assert ce_scl_loss(features[:, :2], features, labels.bool()) == ce_scl_loss(features[:, :2], features, labels)
