@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Task(NamedTuple):
@@ -750,7 +750,7 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
     model, device, optimizer, scaler = training.model, training.device, training.optimizer, training.scaler
     lam, tau, steps, precision = config["lam"], config["tau"], config["steps"], config["precision"]
     lam, result, already = 0.0 if training.classifier_only else lam, training.result, training.step
-    network = nn.parallel.DistributedDataParallel(model) if ranks() > 1 else model
+    network: Any = nn.parallel.DistributedDataParallel(model) if ranks() > 1 else model
     network = torch.compile(network, dynamic=True) if config["compile"] else network
     rng = np.random.default_rng(config["seed"])
     order = batches(train.labels.numpy(), config["batch_size"], config["sampler"], rng)
