@@ -900,7 +900,10 @@ def git_commit() -> str | None:
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which then takes the place of `path`, whole or not at all, on the disk itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+    for left in path.parent.glob(f".{path.name}.*"):  # by one who was killed here; a younger one may be at work
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder, "part")
         yield part
         for file in (part, *part.glob("*"), path.parent):
@@ -1000,6 +1003,7 @@ def sweep(args: argparse.Namespace) -> None:
                 print(json.dumps(done.get(config["run"])))
                 print(f"{config['run']} is done: its record above, its checkpoint {kept}; to run it anew, delete that "
                       f"line of {results} or choose another --out")
+                state.unlink(missing_ok=True)  # of one who was killed between the two
                 continue
             torch.manual_seed(seed)
             model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout).to(device)

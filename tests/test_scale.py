@@ -195,6 +195,16 @@ def test_a_state_that_the_disk_does_not_take(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_kill_left_half_written_goes_with_the_next_write(tmp_path):
+    old, young = tmp_path / ".state.old", tmp_path / ".state.young"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with finetune.whole(tmp_path / "state") as part:
+        part.write_text("all")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".state.young", "state"]
+
+
 def test_out_of_memory_names_the_flag(tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
