@@ -14,12 +14,14 @@ import contextlib
 import csv
 import fcntl
 import functools
+import glob
 import hashlib
 import itertools
 import json
 import math
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -630,8 +632,8 @@ def predict(model: Model, data: Encoded, device: torch.device, precision: str) -
             outputs[rows] = torch.cat(model(**data.batch(rows, device)[0]), dim=1).float()
     if dist.is_initialized():
         dist.all_reduce(outputs)  # zeros but on one rank: exact
-    class_logits, features = outputs.cpu().numpy()[:, :classes], outputs.cpu().numpy()[:, classes:]
-    return class_logits, features
+    results = outputs.cpu().numpy()
+    return results[:, :classes], results[:, classes:]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -715,7 +717,7 @@ class Training:
     @classmethod
     def load(cls, file: Path, model: Model, config: dict, device: torch.device) -> "Training":
         try:
-            with safe_open(file, "pt", str(device)) as stored:
+            with safe_open(file, "pt") as stored:
                 facts = json.loads(stored.metadata()["facts"])
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no dict
             self = cls(model, config, device, facts["classifier_only"])
@@ -723,16 +725,18 @@ class Training:
             for kind, name in (key.split("/", 1) for key in tensors):
                 tensor = tensors[f"{kind}/{name}"]
                 if kind == "best":
-                    self.best_weights[name] = tensor.cpu()
+                    self.best_weights[name] = tensor
                 elif kind == "model":
                     weights[name] = tensor
                 else:
-                    self.optimizer.state[parameters[name]][kind] = tensor
+                    self.optimizer.state[parameters[name]][kind] = tensor.to(device)
             model.load_state_dict(weights)
             self.schedule.load_state_dict(facts["schedule"])
             for group, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
                 group["lr"] = lr
             self.scaler.load_state_dict(facts["scaler"])
+        except torch.OutOfMemoryError:
+            raise  # which is not the file's fault
         except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = str(error).split("\n")[0]
             raise Mistake(f"{file} cannot be gone on from ({reason}); delete it to begin the run anew") from None
@@ -789,7 +793,7 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
         unread.append(torch.stack([loss, ce, scl, *(scl_bounds(labels, tau) if lam else (ce, ce))]).detach())
         validate = step % config["eval_every"] == 0 or step == steps
         save, read = bool(save_every and step % save_every == 0), validate or step % 20 == 0
-        terminated = (ranks() == 1 or save or read) and anywhere(TERMINATED.is_set(), device)
+        terminated = anywhere(bool(TERMINATED), device)
         if read or save or terminated:  # not at every step, since reading waits for the device
             values = torch.stack(unread).cpu()  # (steps, 5)
             finite = values[:, 0].isfinite()
@@ -822,13 +826,14 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
         if state and (save or terminated) and not rank():
             training.save(state)
         if terminated:
+            anywhere(True, device)  # waits until it is written: torchrun ends all soon after the first
             raise Terminated(f"terminated after step {step}, which {state} has; the same command goes on")
     if training.best_weights:
         model.load_state_dict(training.best_weights)
     return result
 
 
-TERMINATED = threading.Event()  # by SIGTERM: the step is finished first
+TERMINATED: list[int] = []  # SIGTERM came: the step is finished first
 
 
 class Terminated(Exception):
@@ -868,6 +873,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         if save and result["best_step"] and not rank():
             save_checkpoint(save, model, tokenizer, record)
             kept = f"; {save} keeps step {result['best_step']}, the best before"
+        anywhere(True, device)  # waits until it is written
         failure = f"loss or class logits are not finite at step {result['failed_step']}"
         raise Mistake(f"{config['run']}: {failure}{kept}; try a smaller --lr")
 
@@ -900,19 +906,32 @@ def git_commit() -> str | None:
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which then takes the place of `path`, whole or not at all, on the disk itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):  # by one who was killed here; a younger one may be at work
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by one who was killed here
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > 3600:  # a younger one may be at work
+                shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder, "part")
         yield part
-        for file in (part, *part.glob("*"), path.parent):
-            descriptor = os.open(file, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        if path.is_dir():
-            shutil.rmtree(path)
-        part.replace(path)
+        for file in (part, *part.glob("*")):
+            with locked(file):
+                pass
+        with locked(path.parent):  # two processes may write the same
+            if path.is_dir():
+                path.rename(Path(folder, "old"))  # goes with the temporary folder
+            part.replace(path)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone with a file or a folder among our processes; what was done is on the disk itself when it ends."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_checkpoint(folder: Path, model: Model, tokenizer, record: dict) -> None:
@@ -939,8 +958,7 @@ def append_record(file: Path, record: dict) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b", buffering=0) as results:
         fcntl.flock(results, fcntl.LOCK_EX)
-        results.seek(0)
-        if json.dumps({"run": record["run"]}).encode()[:-1] in results.read():  # another process was faster
+        if record["run"] in {other.get("run") for other in read_records(file)}:  # another process was faster
             return
         end = results.seek(0, os.SEEK_END)
         results.seek(max(end - 1, 0))
@@ -990,9 +1008,9 @@ def sweep(args: argparse.Namespace) -> None:
         train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
         if not len(validation):
             raise Mistake(f"argument --task: {args.task} leaves no row for validation; add a file, or fewer --shots")
-        if min(args.batch_size, len(train)) % ranks():
-            raise Mistake(f"argument --batch-size: expected a multiple of {ranks()}, one share a process, got "
-                          f"{args.batch_size} for {len(train)} training examples")
+        if (size := min(args.batch_size, len(train))) % ranks():
+            raise Mistake(f"argument --batch-size: expected a multiple of {ranks()}, one share a process, got {size}"
+                          + (f", all there are of {args.batch_size}" if size < args.batch_size else ""))
         train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
         for lam, tau in settings:
             config = configure(args, lam, tau, seed, (train, validation, test))
@@ -1003,7 +1021,8 @@ def sweep(args: argparse.Namespace) -> None:
                 print(json.dumps(done.get(config["run"])))
                 print(f"{config['run']} is done: its record above, its checkpoint {kept}; to run it anew, delete that "
                       f"line of {results} or choose another --out")
-                state.unlink(missing_ok=True)  # of one who was killed between the two
+                if not rank():
+                    state.unlink(missing_ok=True)  # of one who was killed between the two
                 continue
             torch.manual_seed(seed)
             model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout).to(device)
@@ -1056,7 +1075,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, SafetensorError) as error:  # a full disk is one or the other
         message, status = f"finetune.py: error: {error}; {args.out} has what was finished, the same command goes on", 2
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
         message, status = "finetune.py: error: out of memory; a smaller --micro-batch-size gives the same gradient", 2
     except Terminated as terminated:
@@ -1071,6 +1090,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: TERMINATED.set())
+    signal.signal(signal.SIGTERM, lambda number, _: TERMINATED.append(number))
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log grows line by line, piped too
     sys.exit(main())

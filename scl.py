@@ -97,7 +97,7 @@ class _SCL(torch.autograd.Function):
 
         buffer = None
         if chunk_size < len(u):  # results that lie between the blocks would fragment the memory
-            buffer = (u[:, :1] + labels[:, None]).repeat(1, 3)  # (N, 3)
+            buffer = (u[:, :1] + labels[:, None]).repeat(1, 3)  # (N, 3); a sum, so that vmap batches it with either
         for start in range(0, max(len(u), 1), chunk_size):
             logits, positives = _block(u, labels, start, chunk_size)  # (c, N) each
             num_positives = positives.sum(dim=1, keepdim=True)  # (c, 1)
@@ -128,15 +128,16 @@ class _SCL(torch.autograd.Function):
             grad = grad[:, None]  # (N, 1): a column is of i, its transpose of j
             share = -grad / num_positives.clamp(min=1)
 
-            buffer = u + grad if chunk_size < len(u) else None  # (N, D)
+            buffer = u + grad if chunk_size < len(u) else None  # (N, D), again overwritten block by block
             for start in range(0, max(len(u), 1), chunk_size):
                 rows = slice(start, start + chunk_size)
-                logits, w = _block(u, labels, start, chunk_size, kept_logits)  # (c, N) each
-                w.mul_(share[rows] + share.T)
-                w.addcmul_((logits - log_denominator[rows]).exp_(), grad[rows])
-                w.addcmul_((logits - log_denominator.T).exp_(), grad.T).div_(length[rows])
-                along_u = (w * logits).sum(dim=1, keepdim=True)  # (c, 1)
-                result = (w @ u).addcmul_(u[rows], along_u, value=-temperature)  # (c, D)
+                logits, positives = _block(u, labels, start, chunk_size, kept_logits)  # (c, N) each
+                w = (logits - log_denominator[rows]).exp_() * grad[rows]
+                w.addcmul_((logits - log_denominator.T).exp_(), grad.T)
+                w.addcmul_(positives, share[rows] + share.T).div_(length[rows])
+                result = w @ u  # (c, D)
+                along_u = (result * u[rows]).sum(dim=1, keepdim=True)  # (c, 1)
+                result = result.addcmul(u[rows], along_u, value=-temperature)
                 if buffer is not None:
                     buffer[rows] = result
             return result if buffer is None else buffer, None, None, None
@@ -231,7 +232,7 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     the whole O(N^2 D) loss. The lengths are read once, a synchronisation.
 
     Args:
-        tensors: (N/R, ...) on every rank, of equal length; any dtype that the backend moves.
+        tensors: (N/R, ...) on every rank, of equal length; any dtype that the backend moves. Differentiable once.
 
     Returns:
         (N, ...) each; the tensors as they are without a process group.
@@ -256,6 +257,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)

@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import fit, parts, run
 
 import finetune
@@ -66,16 +66,6 @@ def test_micro_batches_train_as_the_whole_batch_does(lam):
     pieces = fit(*parts(lam=lam, steps=20, eval_every=20, dropout=0.0, micro_batch_size=5))
     for name in ("ce", "scl") if lam else ("ce",):
         assert pieces[name] == pytest.approx(whole[name], rel=1e-3)
-
-
-def test_gradient_accumulation_would_not_do():
-    """What the cache is for: SCL over pieces is another loss than SCL over their batch."""
-    features, labels = torch.randn(16, 8), torch.arange(16) % 2
-    class_logits = torch.zeros(16, 2)
-    pieces = [ce_scl_loss(class_logits[i : i + 4], features[i : i + 4], labels[i : i + 4]) for i in range(0, 16, 4)]
-    assert abs(sum(pieces) / 4 - ce_scl_loss(class_logits, features, labels)) > 0.1
-    assert F.cross_entropy(class_logits, labels).item() == pytest.approx(ce_scl_loss(
-        class_logits, features, labels, lam=0).item())  # fmt: skip
 
 
 # ------------------------------------------------------------ several processes
@@ -141,6 +131,7 @@ def test_killed_at_random_moments_the_run_is_bit_identical(tmp_path, lam):
             if line.startswith("step") and moments.random() < 0.4:
                 break
         else:  # it came to its end
+            process.communicate()
             Path(tmp_path / "killed" / "results.jsonl").unlink()
             continue
         time.sleep(0.02 * moments.random())
@@ -193,6 +184,33 @@ def test_a_state_that_the_disk_does_not_take(tmp_path):
     _, error = finish(demo(tmp_path, *STEADY, **limit), code=2)
     assert error.count("\n") == 1 and "too large" in error and "the same command goes on" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_two_that_write_the_same_folder(tmp_path):
+    written = []
+
+    def write(name):
+        for _ in range(30):
+            with finetune.whole(tmp_path / "same") as part:
+                part.mkdir()
+                (part / name).write_text("all")
+            written.append(name)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(written) == 60
+    assert [file.name for file in tmp_path.iterdir()] == ["same"] and len(list((tmp_path / "same").iterdir())) == 1
+
+
+def test_a_torn_record_of_the_same_run_is_no_record(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text('{"run": "A", "lam": 0.')
+    for _ in range(2):
+        finetune.append_record(file, {"run": "A", "lam": 0.9})
+    assert finetune.read_records(file) == [{"run": "A", "lam": 0.9}]
 
 
 def test_what_a_kill_left_half_written_goes_with_the_next_write(tmp_path):

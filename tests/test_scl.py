@@ -124,6 +124,18 @@ def test_gradients_of_first_and_second_order(reduction, chunk_size):
     assert torch.autograd.gradgradcheck(loss, features)
 
 
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_second_order_along_large_vectors(n, chunk_size):
+    """Scaling the features by s scales the gradient by 1/s: the Hessian takes the features to minus the gradient."""
+    features, labels = batch(n=n, classes=2)
+    (gradient,) = torch.autograd.grad(
+        scl_loss(features.requires_grad_(), labels, chunk_size=chunk_size), features, create_graph=True)
+    hessian = [torch.autograd.grad(gradient, features, v, retain_graph=True)[0] for v in (features, 1e3 * features)]
+    torch.testing.assert_close(hessian[0], -gradient)
+    torch.testing.assert_close(hessian[1], -1e3 * gradient)
+
+
 def test_upstream_gradient_and_layout():
     features, labels = batch(n=9)
     wide = features.repeat_interleave(2, dim=1)[:, ::2].requires_grad_()  # not contiguous
@@ -283,10 +295,12 @@ def test_torch_func(chunk_size):
     same(vmap(loss)(features, labels), stacked(loss, features, labels))
     same(vmap(loss, (0, None))(features, labels[0]), stacked(loss, features, labels[:1].expand(3, -1)))
     same(vmap(loss, (None, 0))(features[0], labels), stacked(loss, features[:1].expand(3, -1, -1), labels))
-    gradients = vmap(grad(loss))(features, labels)
-    for x, y, gradient in zip(features, labels, gradients, strict=True):
-        (expected,) = torch.autograd.grad(loss(x.requires_grad_(), y), x)
-        same(gradient, expected)
+    for y in (labels, labels[:1].expand(3, -1)):
+        expected = stacked(lambda x, y: torch.autograd.grad(loss(x.requires_grad_(), y), x)[0], features.clone(), y)
+        same(vmap(grad(loss))(features, y), expected)
+    same(vmap(grad(loss), (0, None))(features, labels[0]), expected)
+    jacobian = torch.func.jacrev(functools.partial(loss, reduction="none"))(features[0], labels[0])  # (N, N, D)
+    same(jacobian.sum(dim=0), grad(functools.partial(loss, reduction="sum"))(features[0], labels[0]))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
