@@ -99,7 +99,7 @@ class _SCL(torch.autograd.Function):
         if chunk_size < len(u):  # results that lie between the blocks would fragment the memory
             buffer = (u[:, :1] + labels[:, None]).repeat(1, 3)  # (N, 3); a sum, so that vmap batches it with either
         for start in range(0, max(len(u), 1), chunk_size):
-            logits, positives = _block(u, labels, start, chunk_size)  # (c, N) each
+            logits, positives = _block(u, labels, temperature, start, chunk_size)  # (c, N) each
             num_positives = positives.sum(dim=1, keepdim=True)  # (c, 1)
             log_denominator = logits.logsumexp(dim=1, keepdim=True)
             positive_mean = (positives * logits).sum(dim=1, keepdim=True) / num_positives.clamp(min=1)
@@ -131,25 +131,25 @@ class _SCL(torch.autograd.Function):
             buffer = u + grad if chunk_size < len(u) else None  # (N, D), again overwritten block by block
             for start in range(0, max(len(u), 1), chunk_size):
                 rows = slice(start, start + chunk_size)
-                logits, positives = _block(u, labels, start, chunk_size, kept_logits)  # (c, N) each
+                logits, positives = _block(u, labels, temperature, start, chunk_size, kept_logits)  # (c, N) each
                 w = (logits - log_denominator[rows]).exp_() * grad[rows]
                 w.addcmul_((logits - log_denominator.T).exp_(), grad.T)
                 w.addcmul_(positives, share[rows] + share.T).div_(length[rows])
-                result = w @ u  # (c, D)
-                along_u = (result * u[rows]).sum(dim=1, keepdim=True)  # (c, 1)
-                result = result.addcmul(u[rows], along_u, value=-temperature)
+                along_u = (w * logits).sum(dim=1, keepdim=True)  # (c, 1), of d/du_i and u_i: W_ii is 0
+                result = (w @ u).addcmul_(u[rows], along_u, value=-temperature)  # (c, D)
                 if buffer is not None:
                     buffer[rows] = result
             return result if buffer is None else buffer, None, None, None
 
 
-def _block(u, labels, start, size, logits=None):
+def _block(u, labels, temperature, start, size, logits=None):
     """Rows of the N x N logits (made, unless they are here) and of the positives as ones, both (c, N)."""
     rows = slice(start, start + size)
     if logits is None:
         logits = u[rows] @ u.T
-        # The anchor leaves the denominator before any maximum is taken: what -inf does, but N = 1 stays finite.
-        logits.diagonal(start).fill_(torch.finfo(u.dtype).min)
+        # The anchor leaves the denominator before any maximum is taken, as -inf would do: exp(this - l_i) is 0 even
+        # in float64, since l_i >= -1/tau. But N = 1 and second derivatives stay finite.
+        logits.diagonal(start).fill_(-2 / temperature - 1000)
     positives = (labels[rows, None] == labels).to(u.dtype)  # multiplying is faster than torch.where
     positives.diagonal(start).fill_(0)
     return logits, positives
