@@ -215,6 +215,11 @@ def test_opposite_positives_at_low_temperature():
     compare(features, torch.tensor([0, 0, 1, 1]), 0.01, 3e-3)
 
 
+def test_the_anchor_stays_out_of_its_denominator_at_any_temperature():
+    features = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)  # the only logit is -1/tau
+    assert scl_loss(features, torch.tensor([0, 0]), 0.001).item() == pytest.approx(0, abs=1e-9)
+
+
 @pytest.mark.parametrize("scale, dtype", [(3000, torch.float16), (1e30, torch.float32), (1e-30, torch.float32)])
 def test_large_and_small_features_do_not_vanish(scale, dtype):
     features, labels = batch(n=8, width=768)
