@@ -146,7 +146,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", default="runs", help="folder of records and checkpoints (default: %(default)s)")
     add("--save", action="store_true", help="keep the checkpoints of a sweep, too")
     add("--save-every", type=whole, metavar="S", help="write all of the training's state every S steps; after a kill "
-        "the same command goes on from there, bit for bit")
+        "the same command goes on from there, on a CPU bit for bit")
 
     args = parser.parse_args(argv)
     for name in ("lam", "tau", "seed"):
@@ -699,7 +699,7 @@ class Training:
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None}
         self.step = self.validated = 0  # the last step, and the last that was validated
-        self.sums = [0.0] * 5  # since then: loss, CE, SCL, its lowest and its collapsed value
+        self.sums = [0.0] * 4  # since then: CE, SCL, its lowest and its collapsed value
         self.started = time.perf_counter()
 
     def save(self, file: Path) -> None:
@@ -800,13 +800,13 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
             if not finite.all():
                 result["failed_step"] = step + 1 - len(unread) + int(finite.logical_not().nonzero()[0])
                 break
-            for row in values.tolist():
+            for row in values[:, 1:].tolist():
                 training.sums = [total + value for total, value in zip(training.sums, row, strict=True)]
             unread.clear()
             bar.set_postfix(loss=f"{values[-1, 0]:.3f}", validation=result["validation_accuracy"])
         if validate:
-            _, result["ce"], *scl_values = (total / (step - training.validated) for total in training.sums)
-            training.sums, training.validated = [0.0] * 5, step
+            result["ce"], *scl_values = (total / (step - training.validated) for total in training.sums)
+            training.sums, training.validated = [0.0] * 4, step
             text = f"step {step}/{steps}  ce {result['ce']:.3f}"
             if lam:
                 result["scl"], result["scl_lowest"], result["scl_collapsed"] = scl_values
@@ -915,7 +915,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield part
         for file in (part, *part.glob("*")):
             with locked(file):
-                pass
+                pass  # but to have it on the disk before it appears
         with locked(path.parent):  # two processes may write the same
             if path.is_dir():
                 path.rename(Path(folder, "old"))  # goes with the temporary folder
