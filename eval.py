@@ -91,7 +91,7 @@ def test_set(folder: str, task: str | None, data_dir: str | None, device: str | 
         own, other = ", ".join(names), ", ".join(data.label_names)
         raise Mistake(f"argument --task: {folder} knows the classes {own}, not {other}")
     chosen = pick_device(device)
-    model = load_model(folder, record["pooling"], names, tokenizer, dropout=0.0).to(chosen)
+    model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"]).to(chosen)
     encoded = Encoded(data.test, tokenizer, record["max_length"])
     class_logits, features = predict(model, encoded, chosen, record["precision"])
     if data.label_names != numbers:  # the same names, perhaps in another order

@@ -67,6 +67,7 @@ TASKS = {
     "yelp_polarity": Task("fancyzhx/yelp_polarity", None, ("text",), POLARITY, "YelpPolarity", ("text",), test="test"),
 }
 DEFAULT_MODEL = "FacebookAI/roberta-large"
+TRANSLATORS = ["Helsinki-NLP/opus-mt-en-de", "Helsinki-NLP/opus-mt-de-en"]
 SPLIT_SEED = 0  # cuts test and validation, the same for every --seed
 EVAL_BATCH = 64
 MACHINE_FLAGS = ("data_dir", "device", "out", "save", "save_every")  # they do not change what a run finds
@@ -109,8 +110,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data-dir", help="read a named task from DIR/SST-2/train.tsv and so on, GLUE's layout, not from the hub")
     add("--shots", type=whole, help="training examples in total, stratified (default: all)")
     add("--shots-per-class", type=whole, help="training examples of each class")
-    add("--noise", choices=("label", "word"), help="flip labels, or drop and swap words, of the training sample")
-    add("--noise-level", type=fraction, help="which fraction of them")
+    add("--noise", choices=("label", "word", "backtranslation"), help="of the training sample: flip labels; drop and "
+        "swap words; or add three back-translations of each example")
+    add("--noise-level", type=positive, help="which fraction of labels or words; at which temperature to translate")
+    add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two sequence-to-sequence "
+        f"models (default: {' '.join(TRANSLATORS)})")
     add("--max-length", type=number(int, "[3, inf)"), default=256, help="tokens, or the model's limit (default: 256)")
 
     add = parser.add_argument_group("method (of several values every combination runs)").add_argument
@@ -118,6 +122,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "fits the classifier afterwards, on frozen features (default: 0.9)")
     add("--tau", type=positive, nargs="+", default=[0.3], help="temperature of SCL (default: 0.3)")
     add("--seed", type=number(int, "[0, 4294967295]"), nargs="+", default=[0], help="of all that is random")
+    add("--ce-temperature", type=positive, metavar="T", help="with --lam 0: CE of a linear classifier on l2-normalised "
+        "features over T, to tell what normalising alone does")
 
     add = parser.add_argument_group("model").add_argument
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; for demo: a tiny random one)")
@@ -156,13 +162,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --{one}: not together with --{other.replace('_', '-')}; choose one")
     if (args.noise is None) != (args.noise_level is None):
         parser.error("argument --noise: needs --noise-level, and the other way round: --noise label --noise-level 0.1")
+    if args.noise == "backtranslation":
+        args.translators = args.translators or TRANSLATORS
+    elif args.translators:
+        parser.error("argument --translators: goes with --noise backtranslation")
+    elif args.noise and args.noise_level > 1:
+        parser.error(f"argument --noise-level: expected a fraction for --noise {args.noise}, got {args.noise_level:g}")
+    if args.ce_temperature and any(args.lam):
+        parser.error(f"argument --ce-temperature: goes with --lam 0, got --lam {' '.join(map(str, args.lam))}")
     classes = len(TASKS[args.task].labels) if args.task in TASKS else 2
     if args.shots and args.shots < classes:
         parser.error(f"argument --shots: expected at least {classes}, one a class, got {args.shots}")
     args.model = args.model or ("demo" if args.task == "demo" else DEFAULT_MODEL)
     try:
         task_files(args.task, args.data_dir)
-        check_model_folder(args.model, args.pooling)
+        check_model_folder(args.model, own_classifier=args.pooling == "cls" and not args.ce_temperature)
         check_writable(Path(args.out))
     except Mistake as mistake:
         parser.error(str(mistake))
@@ -200,14 +214,14 @@ def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
     return {split: found[0] for split, found in present.items() if found}
 
 
-def check_model_folder(model: str, pooling: str) -> None:
+def check_model_folder(model: str, own_classifier: bool) -> None:
     folder = Path(model)
     if not folder.is_dir() and model.count("/") <= 1 and model[0] not in "./~":
         return  # a hub id, or demo
     if not (folder / "config.json").is_file():
         raise Mistake(f"argument --model: {model} has no config.json; expected a hub id or a save_pretrained folder")
-    if pooling == "cls" and (folder / "head.safetensors").is_file():
-        raise Mistake(f"argument --model: {model} was trained with --pooling mean; say so")
+    if own_classifier and (folder / "head.safetensors").is_file():
+        raise Mistake(f"argument --model: {model} was trained with --pooling mean or --ce-temperature; say so")
 
 
 def check_writable(folder: Path) -> None:
@@ -437,7 +451,7 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
     return train, validation, test
 
 
-def add_noise(split: Split, kind: str | None, level: float, num_classes: int, seed: int) -> Split:
+def add_noise(split: Split, kind: str, level: float, num_classes: int, seed: int) -> Split:
     """The sample with this fraction of its labels flipped, or of its words dropped or swapped."""
     rng = np.random.default_rng([seed, 1])
     if kind == "label":
@@ -456,7 +470,45 @@ def add_noise(split: Split, kind: str | None, level: float, num_classes: int, se
                 words[i], words[j] = words[j], words[i]
         return " ".join(word for i, word in enumerate(words) if i not in dropped)
 
-    return split if kind is None else Split([tuple(map(spoil, row)) for row in split.texts], split.labels)
+    return Split([tuple(map(spoil, row)) for row in split.texts], split.labels)
+
+
+def back_translate(split: Split, temperature: float, translators: list[str], out: Path, seed: int,
+                   device: torch.device, copies: int = 3) -> Split:  # fmt: skip
+    """Every example, and three sampled translations of it to German and back (the paper's Table 3).
+
+    They are kept in OUT under a digest of the sample, the seed, the temperature and the models.
+    """
+    key = hashlib.sha256(json.dumps([split.checksum, seed, temperature, translators]).encode())
+    file = out / f"backtranslation-{key.hexdigest()[:12]}.json"
+    if not file.is_file():
+        texts = [text for row in split.texts for _ in range(copies) for text in row]
+        for model in translators:
+            torch.manual_seed(seed)
+            texts = translate(texts, model, temperature, device)
+        with whole(file) as part:
+            part.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+    texts, width = json.loads(file.read_text(encoding="utf-8")), len(split.texts[0])
+    rows = [tuple(texts[start : start + width]) for start in range(0, len(texts), width)]
+    return Split(split.texts + rows, np.concatenate([split.labels, split.labels.repeat(copies)]))
+
+
+@torch.inference_mode()
+def translate(texts: list[str], model: str, temperature: float, device: torch.device) -> list[str]:
+    """Sampled from all that a sequence-to-sequence model finds likely, at this temperature."""
+    if not os.path.isdir(model):
+        connect_hub()
+    with blame("--translators", model, "a sequence-to-sequence model with safetensors"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        translator = transformers.AutoModelForSeq2SeqLM.from_pretrained(model, use_safetensors=True).to(device).eval()
+    results = []
+    for start in tqdm(range(0, len(texts), EVAL_BATCH), f"translating by {model}", leave=False):
+        tokens = tokenizer(texts[start : start + EVAL_BATCH], padding=True, truncation=True, return_tensors="pt")
+        longest = 2 * tokens["input_ids"].shape[1] + 10
+        output = translator.generate(**tokens.to(device), do_sample=True, temperature=temperature, top_k=0, num_beams=1,
+                                     max_new_tokens=longest)
+        results += tokenizer.batch_decode(output, skip_special_tokens=True)
+    return results
 
 
 def demo_data() -> Data:
@@ -500,16 +552,17 @@ class Encoded:
 class Model(nn.Module):
     """An encoder and its classifier. What the classifier reads are the features, and SCL sees the same.
 
-    cls pooling: a sequence classifier of transformers; features are the last hidden layer at the first token.
-    mean pooling: features are the mean of an encoder's last hidden layer over real tokens; `head` is linear.
+    Features are the last hidden layer at the first token (cls pooling) or its mean over real tokens. The classifier is
+    a sequence classifier's own (cls) or a linear `head`, with `ce_temperature` T on the normalised features over T.
     """
 
     backbone: transformers.PreTrainedModel
     head: nn.Linear | None
 
-    def __init__(self, backbone: transformers.PreTrainedModel, head: nn.Linear | None):
+    def __init__(self, backbone: transformers.PreTrainedModel, head: nn.Linear | None, pooling: str,
+                 ce_temperature: float | None):  # fmt: skip
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.pooling, self.ce_temperature = backbone, head, pooling, ce_temperature
 
     def forward(self, **tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.head is None:
@@ -517,8 +570,9 @@ class Model(nn.Module):
             return output.logits, output.hidden_states[-1][:, 0]  # (N, C), (N, D)
         hidden = self.backbone(**tokens).last_hidden_state  # (N, T, D)
         mask = tokens["attention_mask"][..., None]  # (N, T, 1)
-        features = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-        return self.head(features), features
+        features = hidden[:, 0] if self.pooling == "cls" else (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+        scaled = F.normalize(features, dim=1) / self.ce_temperature if self.ce_temperature else features
+        return self.head(scaled), features
 
     def classifier_names(self) -> set[str]:
         """The parameters after the features, which SCL gives no gradient; BERT's pooler is one of them."""
@@ -558,13 +612,15 @@ def load_tokenizer(source: str, pooling: str):
     return tokenizer
 
 
-def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenizer, dropout: float) -> Model:
+def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenizer, dropout: float,
+               ce_temperature: float | None = None) -> Model:  # fmt: skip
     """A model of transformers, or a checkpoint of ours, with a classifier for these labels.
 
     What the source lacks, a classifier for this number of labels above all, comes from torch's random state.
     """
     labels: dict = {"id2label": dict(enumerate(label_names)), "label2id": {n: i for i, n in enumerate(label_names)}}
-    auto = transformers.AutoModelForSequenceClassification if pooling == "cls" else transformers.AutoModel
+    own_classifier = pooling == "cls" and not ce_temperature
+    auto = transformers.AutoModelForSequenceClassification if own_classifier else transformers.AutoModel
     with blame("--model", source, "a folder that save_pretrained wrote, with model.safetensors"):
         if source == "demo":
             config = transformers.RobertaConfig(
@@ -580,12 +636,12 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
                 setattr(config, name, dropout)
         backbone = auto.from_config(config) if source == "demo" else auto.from_pretrained(
             source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True)
-    if pooling == "cls":
-        return Model(backbone, None)
+    if own_classifier:
+        return Model(backbone, None, pooling, None)
     head, file = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors")
     if file.is_file() and (trained := load_file(file))["weight"].shape == head.weight.shape:
         head.load_state_dict(trained)
-    return Model(backbone, head)
+    return Model(backbone, head, pooling, ce_temperature)
 
 
 # ------------------------------------------------------------ training
@@ -1011,7 +1067,10 @@ def sweep(args: argparse.Namespace) -> None:
         if (size := min(args.batch_size, len(train))) % ranks():
             raise Mistake(f"argument --batch-size: expected a multiple of {ranks()}, one share a process, got {size}"
                           + (f", all there are of {args.batch_size}" if size < args.batch_size else ""))
-        train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
+        if args.noise == "backtranslation":
+            train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
+        elif args.noise:
+            train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
         for lam, tau in settings:
             config = configure(args, lam, tau, seed, (train, validation, test))
             folder = Path(args.out, config["run"])
@@ -1025,7 +1084,8 @@ def sweep(args: argparse.Namespace) -> None:
                     state.unlink(missing_ok=True)  # of one who was killed between the two
                 continue
             torch.manual_seed(seed)
-            model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout).to(device)
+            model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout,
+                               args.ce_temperature).to(device)
             describe(config, model, train, data.label_names)
             parts = [encode(split) for split in (train, validation, test)]
             record = run(config, model, tokenizer, parts, device, folder if keep else None, state, args.save_every)
