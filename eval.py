@@ -9,6 +9,7 @@
 import argparse
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -112,20 +113,27 @@ def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def score(args: argparse.Namespace) -> None:
+    summary, details = [], []
     for folder in args.runs:
         record, data, class_logits, features = test_set(folder, args.task, args.data_dir, args.device)
         names, labels, predicted = data.label_names, data.test.labels, class_logits.argmax(axis=1)
-        intra, inter = cosines(features, labels)
         classes = len(set(labels))
         silhouette = silhouette_score(features, labels, metric="cosine") if 1 < classes < len(labels) else np.nan
-        print(f"\n{record['run']}: {args.task or record['task']}, {len(labels)} test examples\n"
-              f"accuracy {accuracy_score(labels, predicted):.4f}  "
-              f"macro-F1 {f1_score(labels, predicted, average='macro'):.4f}  "
-              f"MCC {matthews_corrcoef(labels, predicted):.4f}\n"
-              f"cosine within a class {intra:.3f}  between classes {inter:.3f}  "
-              f"silhouette {silhouette:.3f}\n")
-        counts = confusion_matrix(labels, predicted, labels=range(len(names)))  # (true, predicted)
-        print_table(["true \\ predicted", *names], [[name, *row] for name, row in zip(names, counts, strict=True)])
+        metrics = {
+            "test examples": len(labels),
+            "accuracy": accuracy_score(labels, predicted),
+            "macro-F1": f1_score(labels, predicted, average="macro"),
+            "MCC": matthews_corrcoef(labels, predicted),
+            **dict(zip(("cosine within a class", "between classes"), cosines(features, labels), strict=True)),
+            "silhouette": silhouette,
+        }
+        summary.append({"run": record["run"], "task": args.task or record["task"], **metrics})
+        details.append((names, confusion_matrix(labels, predicted, labels=range(len(names)))))  # (true, predicted)
+    cells = [[f"{value:.4f}" if isinstance(value, float) else value for value in row.values()] for row in summary]
+    print_table(list(summary[0]), cells)
+    for row, (names, counts) in zip(summary, details, strict=True):
+        print(f"\n{row['run']}\n")
+        print_table(["true \\ predicted", *names], [[name, *line] for name, line in zip(names, counts, strict=True)])
 
 
 def print_table(header: list[str], rows: list[list]) -> None:
@@ -136,6 +144,8 @@ def print_table(header: list[str], rows: list[list]) -> None:
 def method(record: dict) -> str:
     if record["lam"] == 1:
         return f"SCL ({record['tau']:g}), then CE"
+    if record["ce_temperature"]:
+        return f"CE on normalised features ({record['ce_temperature']:g})"
     return f"CE + SCL ({record['lam']:g}, {record['tau']:g})" if record["lam"] else "CE"
 
 
@@ -175,16 +185,40 @@ def save(figure, output: str) -> None:
 
 # ------------------------------------------------------------ records: grid, table
 
-SETTING = ("task", "shots", "shots_per_class", "model", "pooling", "noise", "noise_level", "batch_size", "sampler",
-           "precision", "dropout", "max_length", "weight_decay", "warmup_ratio")
+NOISE = ("noise", "noise_level", "translators")
+SETTING = ("task", "shots", "shots_per_class", "model", "pooling", *NOISE, "batch_size", "sampler", "precision",
+           "dropout", "max_length", "weight_decay", "warmup_ratio")
 TUNED = ("lr", "head_lr", "steps", "eval_every")  # may differ between CE and CE + SCL, never within one of them
-FIELDS = (*SETTING, *TUNED, "lam", "tau", "seed", "train_checksum", "validation_checksum", "test_checksum", "test_size",
-          "validation_accuracy", "test_accuracy")
-Arm = dict[int, dict]  # records of one setting, lam and tau, by seed
+METHOD = ("lam", "tau", "ce_temperature")
+FIELDS = ("run", *SETTING, *TUNED, *METHOD, "seed", "train_checksum", "validation_checksum", "test_checksum",
+          "test_size", "validation_accuracy", "test_accuracy")
+Arm = dict[int, dict]  # records of one setting and method, by seed
+
+# Test accuracy of the paper, CE and CE + SCL with the best of 24 (lam, tau): by task, shots and back-translation's
+# temperature from Tables 2 and 3, all of train from Table 5, and its transfer from SST-2 to 20 examples a class.
+PAPER = {
+    ("sst2", "20", None): ("85.9 ± 2.1", "88.1 ± 3.3"), ("sst2", "100", None): ("91.1 ± 1.3", "92.8 ± 1.3"),
+    ("sst2", "1000", None): ("94.0 ± 0.6", "94.1 ± 0.5"), ("sst2", "all", None): ("96.0 ± 0.4", "96.3 ± 0.4"),
+    ("qnli", "20", None): ("65.0 ± 2.0", "75.7 ± 4.8"), ("qnli", "100", None): ("81.9 ± 0.4", "82.5 ± 0.4"),
+    ("qnli", "1000", None): ("89.2 ± 0.6", "89.8 ± 0.4"), ("qnli", "all", None): ("90.4 ± 0.8", "93.9 ± 0.7"),
+    ("mnli", "20", None): ("39.3 ± 2.5", "42.7 ± 4.6"), ("mnli", "100", None): ("59.2 ± 2.1", "61.1 ± 3.0"),
+    ("mnli", "1000", None): ("81.4 ± 0.2", "81.5 ± 0.2"), ("mnli", "all", None): ("88.4 ± 1.0", "88.6 ± 0.7"),
+    ("cola", "all", None): ("86.0 ± 0.5", "86.1 ± 0.8"), ("mrpc", "all", None): ("86.4 ± 2.4", "89.5 ± 0.9"),
+    ("rte", "all", None): ("85.5 ± 1.8", "85.7 ± 0.5"),
+    ("sst2", "100", 0.3): ("92.0 ± 1.3", "92.6 ± 0.9"), ("sst2", "100", 0.5): ("91.4 ± 1.0", "91.5 ± 1.0"),
+    ("sst2", "100", 0.7): ("91.7 ± 1.3", "91.2 ± 0.6"), ("sst2", "100", 0.9): ("90.0 ± 0.5", "91.5 ± 1.0"),
+    ("qnli", "100", 0.3): ("81.1 ± 2.3", "82.7 ± 1.9"), ("qnli", "100", 0.5): ("80.0 ± 2.9", "81.9 ± 2.5"),
+    ("qnli", "100", 0.7): ("78.9 ± 3.7", "81.3 ± 0.6"), ("qnli", "100", 0.9): ("75.9 ± 4.0", "80.1 ± 2.5"),
+    ("mnli", "100", 0.3): ("54.0 ± 1.1", "61.2 ± 2.3"), ("mnli", "100", 0.5): ("55.3 ± 2.4", "62.1 ± 0.9"),
+    ("mnli", "100", 0.7): ("54.6 ± 2.2", "62.3 ± 1.1"), ("mnli", "100", 0.9): ("47.0 ± 1.8", "53.0 ± 2.1"),
+    ("amazon_polarity", "20 a class", None): ("87.4 ± 6.4", "90.3 ± 0.6"),
+    ("yelp_polarity", "20 a class", None): ("90.8 ± 2.2", "91.2 ± 0.4"),
+}  # fmt: skip
+CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # by METHOD
 
 
 def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
-    """setting -> (lam, tau) -> seed -> record; refuses what must not be averaged."""
+    """setting -> METHOD -> seed -> record; refuses what must not be averaged."""
     settings: dict[tuple, dict[tuple, Arm]] = {}
     for file in files:
         if not Path(file).is_file():
@@ -192,9 +226,12 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
         for record in read_records(Path(file)):
             if lacking := [name for name in FIELDS if name not in record]:
                 raise Mistake(f"argument RESULTS.jsonl: {file} holds a line without {lacking[0]}: no record of a run")
-            arms = settings.setdefault(tuple(record[name] for name in SETTING), {})
-            arm = arms.setdefault((record["lam"], record["tau"]), {})
+            record["model"] = re.sub(r"-lam[^/]*$", "", record["model"])  # CE and CE + SCL each go on from their own
+            arms = settings.setdefault(tuple(str(record[name] or "") for name in SETTING), {})
+            arm = arms.setdefault(tuple(record[name] for name in METHOD), {})
             where = f"{record['task']}, N = {shots(record)}, {method(record)}"
+            if arm.get(record["seed"], {}).get("run") == record["run"]:
+                continue  # one run in two files
             if record["seed"] in arm:
                 raise Mistake(f"argument RESULTS.jsonl: seed {record['seed']} is there twice for {where}; keep one")
             of_setting = next((other for filled in arms.values() for other in filled.values()), record)
@@ -219,8 +256,8 @@ def grid(args: argparse.Namespace) -> None:
         name, *pair = next(row for row in zip(SETTING, one, other, strict=True) if row[1] != row[2])
         raise Mistake(f"argument RESULTS.jsonl: a grid is of one setting, these mix {name} {pair[0]} and {pair[1]}")
     (arms,) = settings.values()
-    baseline = [arm for (lam, _), arm in arms.items() if lam == 0]
-    arms = {key: arm for key, arm in arms.items() if key[0] > 0}
+    baseline = arms.get(CE)
+    arms = {(lam, tau): arm for (lam, tau, _), arm in arms.items() if lam}
     if not arms:
         raise Mistake("argument RESULTS.jsonl: no run with --lam above 0 to draw")
     lams, taus = (sorted({key[i] for key in arms}) for i in (0, 1))
@@ -236,7 +273,7 @@ def grid(args: argparse.Namespace) -> None:
               xlabel="temperature tau", ylabel="SCL weight lam")
     record = next(iter(next(iter(arms.values())).values()))
     counts = sorted({len(arm) for arm in arms.values()})
-    ce = f"; CE {100 * values(baseline[0], 'validation_accuracy').mean():.1f}" if baseline else ""
+    ce = f"; CE {100 * values(baseline, 'validation_accuracy').mean():.1f}" if baseline else ""
     panel.set_title(f"{record['task']}, N = {shots(record)}: validation accuracy (%)\n"
                     f"mean of {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds{ce}", fontsize=10)
     figure.colorbar(image)
@@ -259,13 +296,21 @@ def top_three(arm: Arm) -> tuple[float, float]:
     return choices.mean(), choices.std(axis=1, ddof=1).mean()
 
 
-def paired_differences(ce: Arm, scl: Arm) -> np.ndarray:
-    """CE + SCL minus CE in test accuracy, of every seed that both have."""
-    seeds = [seed for seed in scl if seed in ce]
-    for seed, split in itertools.product(seeds, ("train", "validation", "test")):
-        if ce[seed][f"{split}_checksum"] != scl[seed][f"{split}_checksum"]:
-            raise Mistake(f"argument RESULTS.jsonl: CE and CE + SCL saw different {split} sets at seed {seed}")
-    return np.array([scl[seed]["test_accuracy"] - ce[seed]["test_accuracy"] for seed in seeds])
+def paired_differences(arm: Arm, other: Arm, *splits: str) -> np.ndarray:
+    """arm minus other in test accuracy, of every seed that both have; these splits must be the same."""
+    seeds = [seed for seed in arm if seed in other]
+    for seed, split in itertools.product(seeds, splits):
+        if other[seed][f"{split}_checksum"] != arm[seed][f"{split}_checksum"]:
+            both = f"{method(other[seed])} and {method(arm[seed])}"
+            raise Mistake(f"argument RESULTS.jsonl: {both} saw different {split} sets at seed {seed}")
+    return np.array([arm[seed]["test_accuracy"] - other[seed]["test_accuracy"] for seed in seeds])
+
+
+def interval(differences: np.ndarray) -> str:
+    """The mean with its 95 % interval by Student's t."""
+    n, mean = len(differences), differences.mean()
+    half = scipy.stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / n**0.5
+    return f"{100 * mean:+.1f} [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]"
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
@@ -283,11 +328,12 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def table_row(arm: Arm, ce: Arm | None) -> dict:
-    """One line of the table: a setting, lam and tau; against CE, if there is any."""
+def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
+    """One line of the table: a setting and a method; against CE, and against the same arm without noise, if any."""
     record, test, n = next(iter(arm.values())), values(arm, "test_accuracy"), len(arm)
     row = {name: record[name] for name in (*SETTING, "lr", "steps")} | {
         "shots": shots(record),
+        "translators": record["translators"] and " ".join(record["translators"]),
         "method": method(record),
         "top 3 by validation": percent(*top_three(arm)) if n >= 10 else "",
         "all seeds": percent(test.mean(), test.std(ddof=1) if n > 1 else None),
@@ -295,13 +341,17 @@ def table_row(arm: Arm, ce: Arm | None) -> dict:
         "test s.e.": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
         "seeds": ", ".join(f"{seed}: {percent(arm[seed]['test_accuracy'])}" for seed in sorted(arm)),
     }
-    if ce is None:
+    of_paper = PAPER.get((record["task"], row["shots"], record["noise_level"]))
+    if of_paper and record["noise"] in (None, "backtranslation"):
+        row["paper"] = dict(zip((CE, CE_SCL), of_paper, strict=True)).get(tuple(record[name] for name in METHOD))
+    if clean and len(lost := paired_differences(arm, clean, "validation", "test")) > 1:
+        row["minus clean [95 %]"] = interval(lost)
+    if ce is None or ce is arm:
         return row
-    differences = paired_differences(ce, arm)
-    pairs, other = len(differences), next(iter(ce.values()))
+    differences, other = paired_differences(arm, ce, "train", "validation", "test"), next(iter(ce.values()))
+    pairs = len(differences)
     if pairs > 1:
-        mean, half = differences.mean(), scipy.stats.t.ppf(0.975, pairs - 1) * differences.std(ddof=1) / pairs**0.5
-        row["minus CE [95 %]"] = f"{100 * mean:+.1f} [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]"
+        row["minus CE [95 %]"] = interval(differences)
     if pairs >= 6:
         row["p"] = sign_flip_p(differences)
     notes = [f"{name} {record[name]:g}, CE {other[name]:g}" for name in TUNED if record[name] != other[name]]
@@ -310,11 +360,12 @@ def table_row(arm: Arm, ce: Arm | None) -> dict:
 
 
 def table(args: argparse.Namespace) -> None:
-    rows = []
-    for arms in read_arms(args.files).values():
-        ce = next((arm for (lam, _), arm in arms.items() if lam == 0), None)
-        for lam, tau in sorted(arms, key=lambda key: (key[0], key[1] or 0)):
-            rows.append(table_row(arms[lam, tau], ce if lam else None))
+    rows, settings = [], read_arms(args.files)
+    for setting, arms in settings.items():
+        without_noise = tuple("" if name in NOISE else value for name, value in zip(SETTING, setting, strict=True))
+        clean = settings[without_noise] if without_noise in settings and without_noise != setting else {}
+        for key in sorted(arms, key=lambda key: tuple(value or 0 for value in key)):
+            rows.append(table_row(arms[key], arms.get(CE), clean.get(key)))
     tested = [row for row in rows if "p" in row]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p"] = f"{p:.3f}"
@@ -322,14 +373,16 @@ def table(args: argparse.Namespace) -> None:
     setting = (*SETTING[2:], "lr", "steps")  # after task and shots; said once where the whole table shares it
     shared = {name: rows[0][name] for name in setting if len({row[name] for row in rows}) == 1}
     varying = [name for name in setting if name not in shared and name != "shots_per_class"]
-    columns = ["task", "shots", *varying, "method", "top 3 by validation", "all seeds", "n", "minus CE [95 %]", "p",
-               "test s.e.", "note"]
+    columns = ["task", "shots", *varying, "method", "paper", "top 3 by validation", "all seeds", "n", "minus CE [95 %]",
+               "p", "minus clean [95 %]", "test s.e.", "note"]
     columns = [name for name in columns if any(row.get(name, "") != "" for row in rows)]
     print(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None) + "\n")
     print_table(columns, [["" if row.get(name) is None else row[name] for name in columns] for row in rows])
     print("\nTest accuracy in %: mean ± sample std (ddof = 1) over n seeds. test s.e.: binomial standard error that "
-          "the size of the test set alone leaves.\nminus CE: mean paired difference per seed, with Student's t interval"
+          "the size of the test set alone leaves.\nminus: mean paired difference per seed, with Student's t interval"
           + ("; p: sign-flip permutation test, Holm-corrected over the table." if tested else "."))
+    if "paper" in columns:
+        print("paper: RoBERTa-Large, top 3 of 10; its CE + SCL is the best of 24 (lam, tau).")
     print("\nEvery seed:\n")
     for row in rows:
         print("- " + ", ".join(str(row[name]) for name in columns[: columns.index("method") + 1]) + f": {row['seeds']}")

@@ -112,7 +112,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--shots-per-class", type=whole, help="training examples of each class")
     add("--noise", choices=("label", "word", "backtranslation"), help="of the training sample: flip labels; drop and "
         "swap words; or add three back-translations of each example")
-    add("--noise-level", type=positive, help="which fraction of labels or words; at which temperature to translate")
+    add("--noise-level", type=number(float, "[0, inf)"), help="which fraction of labels or words; which temperature of "
+        "translation")
     add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two sequence-to-sequence "
         f"models (default: {' '.join(TRANSLATORS)})")
     add("--max-length", type=number(int, "[3, inf)"), default=256, help="tokens, or the model's limit (default: 256)")
@@ -162,12 +163,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --{one}: not together with --{other.replace('_', '-')}; choose one")
     if (args.noise is None) != (args.noise_level is None):
         parser.error("argument --noise: needs --noise-level, and the other way round: --noise label --noise-level 0.1")
+    if args.translators and args.noise != "backtranslation":
+        parser.error("argument --translators: goes with --noise backtranslation")
     if args.noise == "backtranslation":
         args.translators = args.translators or TRANSLATORS
-    elif args.translators:
-        parser.error("argument --translators: goes with --noise backtranslation")
-    elif args.noise and args.noise_level > 1:
-        parser.error(f"argument --noise-level: expected a fraction for --noise {args.noise}, got {args.noise_level:g}")
+    if args.noise and (args.noise_level == 0 if args.translators else args.noise_level > 1):
+        wanted = "a temperature above 0" if args.translators else "a fraction"
+        parser.error(f"argument --noise-level: expected {wanted} with --noise {args.noise}, got {args.noise_level:g}")
     if args.ce_temperature and any(args.lam):
         parser.error(f"argument --ce-temperature: goes with --lam 0, got --lam {' '.join(map(str, args.lam))}")
     classes = len(TASKS[args.task].labels) if args.task in TASKS else 2
@@ -411,7 +413,7 @@ def blame(flag: str, name: str, instead: str):
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError, SafetensorError) as error:
         if huggingface_hub.is_offline_mode() and flag != "--device" and not os.path.exists(name):
             raise Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache; three ways out: "
-                          "--data-dir with a GLUE folder, --model with a local one, or --task demo") from None
+                          "--data-dir with GLUE, --model (--translators) with a local folder, or --task demo") from None
         reason = str(error).strip().split("\n")[0]
         raise Mistake(f"argument {flag}: {name} cannot be used ({reason}); expected {instead}") from None
 
@@ -559,10 +561,11 @@ class Model(nn.Module):
     backbone: transformers.PreTrainedModel
     head: nn.Linear | None
 
-    def __init__(self, backbone: transformers.PreTrainedModel, head: nn.Linear | None, pooling: str,
-                 ce_temperature: float | None):  # fmt: skip
+    def __init__(self, backbone: transformers.PreTrainedModel, head: nn.Linear | None = None, pooling: str = "cls",
+                 ce_temperature: float | None = None):  # fmt: skip
         super().__init__()
         self.backbone, self.head, self.pooling, self.ce_temperature = backbone, head, pooling, ce_temperature
+        self.classifier_is_new = True
 
     def forward(self, **tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.head is None:
@@ -634,14 +637,19 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
         for name, value in config.to_dict().items():
             if "dropout" in name and isinstance(value, float):
                 setattr(config, name, dropout)
-        backbone = auto.from_config(config) if source == "demo" else auto.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True)
+        backbone, new = (auto.from_config(config), True) if source == "demo" else auto.from_pretrained(
+            source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True)
     if own_classifier:
-        return Model(backbone, None, pooling, None)
+        model = Model(backbone)
+        model.classifier_is_new = new is True or bool(new["missing_keys"] or new["mismatched_keys"])
+        return model
     head, file = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors")
+    model = Model(backbone, head, pooling, ce_temperature)
     if file.is_file() and (trained := load_file(file))["weight"].shape == head.weight.shape:
         head.load_state_dict(trained)
-    return Model(backbone, head, pooling, ce_temperature)
+        model.classifier_is_new = False
+    return model
 
 
 # ------------------------------------------------------------ training
@@ -1100,7 +1108,8 @@ def sweep(args: argparse.Namespace) -> None:
 def describe(config: dict, model: Model, train: Split, names: tuple[str, ...]) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in zip(names[:9], np.bincount(train.labels), strict=False))
     parameters, device = sum(p.numel() for p in model.parameters()), next(model.parameters()).device
-    print(f"\n{config['run']}\n{config['model']}, {parameters / 1e6:.1f} M parameters, on {device}; "
+    classifier = "a new classifier" if model.classifier_is_new else "its classifier"
+    print(f"\n{config['run']}\n{config['model']} with {classifier}, {parameters / 1e6:.1f} M parameters, on {device}; "
           f"{config['steps']} steps of {min(config['batch_size'], len(train))}; {len(train)} train ({counts}), "
           f"{config['validation_size']} validation, {config['test_size']} test")
     for text, label in zip(train.texts[:3], train.labels, strict=False):

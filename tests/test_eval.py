@@ -20,10 +20,14 @@ def pair(tmp_path_factory):
     return out, records
 
 
+RUNS = itertools.count()
+
+
 def fake(seed, lam, test, validation=0.5, **other):
     """A record of no run, as far as the table reads it."""
-    config = dict.fromkeys((*evaluate.SETTING, *evaluate.TUNED))
+    config = dict.fromkeys(evaluate.FIELDS)
     return config | {
+        "run": str(next(RUNS)), "model": "encoder",
         "train_checksum": f"{seed}", "validation_checksum": f"{seed}",
         "task": "sst2", "shots": 20, "lr": 1e-5, "steps": 200, "test_checksum": "t", "test_size": 400, "lam": lam,
         "tau": 0.3 if lam else None, "seed": seed, "test_accuracy": test, "validation_accuracy": validation,
@@ -35,13 +39,17 @@ def write(tmp_path, *records, name="results.jsonl"):
     return tmp_path / name
 
 
-def rows(capsys, *argv):
-    """The table as dicts."""
-    assert evaluate.main(["table", *map(str, argv)]) == 0
-    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    lines = [[cell.strip() for cell in line] for line in lines]
-    width = len(lines[0])
-    return [dict(zip(lines[0], line + [""] * (width - len(line)), strict=True)) for line in lines[2:]]
+def tables(capsys, command, *argv):
+    """What a command prints: its markdown tables as lists of dicts."""
+    assert evaluate.main([command, *map(str, argv)]) == 0
+    blocks = itertools.groupby(capsys.readouterr().out.splitlines(), lambda line: line.startswith("|"))
+    cells = [[[cell.strip() for cell in line[2:-2].split(" | ")] for line in block] for table, block in blocks if table]
+    return [[dict(zip(header, line, strict=True)) for line in body] for header, _, *body in cells]
+
+
+def rows(capsys, *files):
+    (table,) = tables(capsys, "table", *files)
+    return table
 
 
 # ------------------------------------------------------------ table
@@ -124,8 +132,8 @@ def test_missing_pairs_are_said(tmp_path, capsys):
     ([fake(0, 0.9, 0.8), fake(1, 0.9, 0.8, lr=1e-4)], "sst2, N = 20, CE + SCL (0.9, 0.3) mixes lr 1e-05 and 0.0001"),
     ([fake(0, 0.9, 0.8), fake(1, 0.9, 0.8, steps=9)], "mixes steps 200 and 9"),
     ([fake(0, 0, 0.8), fake(0, 0.9, 0.8, test_checksum="u")], "mixes test_checksum t and u"),
-    ([fake(0, 0, 0.8), fake(0, 0.9, 0.8, train_checksum="u")], "CE and CE + SCL saw different train sets at seed 0"),
-    ([{"task": "sst2"}], "holds a line without shots: no record of a run"),
+    ([fake(0, 0, 0.8), fake(0, 0.9, 0.8, train_checksum="u")], "(0.9, 0.3) saw different train sets at seed 0"),
+    ([{"run": "a", "task": "sst2"}], "holds a line without shots: no record of a run"),
     ([{n: v for n, v in fake(0, 0, 0.8).items() if n != "test_accuracy"}], "holds a line without test_accuracy"),
     ([], "no record in"),
 ])  # fmt: skip
@@ -139,6 +147,40 @@ def test_duplicates_over_two_files_are_refused(tmp_path, capsys):
     files = [str(write(tmp_path, fake(0, 0, 0.8), name=name)) for name in ("a.jsonl", "b.jsonl")]
     assert evaluate.main(["table", *files]) == 2
     assert "twice" in capsys.readouterr().err
+
+
+def test_one_run_in_two_files_counts_once(tmp_path, capsys):
+    records = [fake(seed, 0, 0.8) for seed in range(3)]
+    files = [write(tmp_path, *records[:2], name="a.jsonl"), write(tmp_path, *records, name="b.jsonl")]
+    assert [row["n"] for row in rows(capsys, *files)] == ["3"]
+
+
+def test_the_papers_number_stands_beside_its_own_setting_and_method(tmp_path, capsys):
+    arms = [{}, {"lam": 0.9, "tau": 0.3}, {"lam": 0.9, "tau": 0.5}, {"ce_temperature": 0.3}]
+    noises = [{}, {"noise": "label", "noise_level": 0.3},
+              {"noise": "backtranslation", "noise_level": 0.3, "translators": ["a", "b"]}]
+    records = [fake(s, 0, 0.8) | arm | noise for s in (0, 1) for noise in noises for arm in arms]
+    table = rows(capsys, write(tmp_path, *(record | {"shots": 100} for record in records)))
+    beside = [row["paper"] for row in table]
+    assert beside == ["91.1 ± 1.3", "", "92.8 ± 1.3", "", *[""] * 4, "92.0 ± 1.3", "", "92.6 ± 0.9", ""]
+    assert [row["method"] for row in table[:2]] == ["CE", "CE on normalised features (0.3)"]
+    assert table[1]["minus CE [95 %]"] == "+0.0 [+0.0, +0.0]"  # a method of its own, never the baseline
+
+
+def test_noise_is_compared_with_the_same_method_without(tmp_path, capsys):
+    lost = {0: [0.10, 0.12], 0.9: [0.03, 0.05]}
+    clean = [fake(seed, lam, 0.8) for lam in lost for seed in (0, 1)]
+    noisy = [fake(seed, lam, 0.8 - lost[lam][seed], noise="label", noise_level=0.1, train_checksum="other")
+             for lam in lost for seed in (0, 1)]
+    table = rows(capsys, write(tmp_path, *clean, *noisy))
+    assert [row["minus clean [95 %]"] for row in table] == ["", "", "-11.0 [-23.7, +1.7]", "-4.0 [-16.7, +8.7]"]
+
+
+def test_two_arms_that_go_on_from_checkpoints_of_their_own_are_pairs(tmp_path, capsys):
+    models = {0: "runs/sst2-n60-lam0-seed0-0a1b2c", 0.9: "runs/sst2-n60-lam0.9-tau0.3-seed0-3d4e5f"}
+    records = [fake(seed, lam, 0.8 + lam / 100, model=model) for lam, model in models.items() for seed in (0, 1)]
+    _, scl = rows(capsys, write(tmp_path, *records))
+    assert scl["minus CE [95 %]"] == "+0.9 [+0.9, +0.9]"
 
 
 def test_a_missing_file(capsys):
@@ -160,22 +202,21 @@ def test_cosines_equal_the_mean_over_pairs():
 
 def test_score_repeats_the_record(pair, capsys):
     out, records = pair
-    assert evaluate.main(["score", *(str(out / record["run"]) for record in records[:2])]) == 0
-    printed = capsys.readouterr().out
-    for record in records[:2]:
-        assert f"accuracy {record['test_accuracy']:.4f}  macro-F1 {record['test_macro_f1']:.4f}" in printed
-        assert f"MCC {record['test_mcc']:.4f}" in printed
-    lines = [line for line in printed.splitlines() if line.startswith(("| negative", "| positive"))]
-    counts = np.array([line.strip("| ").split(" | ")[1:] for line in lines], dtype=int).reshape(2, 2, 2)
-    assert (counts.sum(axis=(1, 2)) == 300).all()
-    assert counts[0].trace() / 300 == pytest.approx(records[0]["test_accuracy"])
+    summary, *confusions = tables(capsys, "score", *(out / record["run"] for record in records[:2]))
+    for record, row, confusion in zip(records, summary, confusions, strict=False):
+        assert row["run"] == record["run"] and row["test examples"] == "300"
+        for column, name in (("accuracy", "test_accuracy"), ("macro-F1", "test_macro_f1"), ("MCC", "test_mcc")):
+            assert row[column] == f"{record[name]:.4f}"
+        counts = np.array([list(line.values())[1:] for line in confusion], dtype=int)
+        assert counts.sum() == 300 and counts.trace() / 300 == pytest.approx(record["test_accuracy"])
+        assert -1 <= float(row["silhouette"]) <= 1 and float(row["cosine within a class"]) <= 1
 
 
 def test_score_on_another_task(checkpoints, own, capsys):
     rows = [("on friday evening the plot was great .", 1), ("on friday evening the plot was dull .", 0)]
     for folder in checkpoints.values():
-        assert evaluate.main(["score", str(folder), "--task", str(own(train=rows * 2, test=rows * 2))]) == 0
-        assert "accuracy 1.0000" in capsys.readouterr().out
+        summary, _ = tables(capsys, "score", folder, "--task", own(train=rows * 2, test=rows * 2))
+        assert summary[0]["accuracy"] == "1.0000"
 
 
 def test_score_goes_by_the_names_of_the_labels_not_their_order(own, tmp_path, capsys):
@@ -188,8 +229,8 @@ def test_score_goes_by_the_names_of_the_labels_not_their_order(own, tmp_path, ca
     (record,) = finetune.read_records(out / "results.jsonl")
     config = out / record["run"] / "config.json"
     config.write_text(config.read_text().replace('"0": "a"', '"0": "b"').replace('"1": "b"', '"1": "a"'))
-    assert evaluate.main(["score", str(out / record["run"])]) == 0
-    assert f"accuracy {1 - record['test_accuracy']:.4f}" in capsys.readouterr().out
+    summary, _ = tables(capsys, "score", out / record["run"])
+    assert summary[0]["accuracy"] == f"{1 - record['test_accuracy']:.4f}"
 
 
 def test_score_refuses_classes_of_other_names(checkpoints, own, capsys):
@@ -200,8 +241,8 @@ def test_score_refuses_classes_of_other_names(checkpoints, own, capsys):
 
 def test_score_of_one_class_and_of_a_broken_checkpoint(checkpoints, own, tmp_path, capsys):
     folder = own(train=[("so dull", 0), ("great", 1)], test=[("a great plot", 1), ("a fresh cast", 1)])
-    assert evaluate.main(["score", str(checkpoints["cls"]), "--task", str(folder)]) == 0
-    assert "silhouette nan" in capsys.readouterr().out
+    summary, _ = tables(capsys, "score", checkpoints["cls"], "--task", folder)
+    assert summary[0]["silhouette"] == "nan"
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "record.json").write_text('{"run": "de')
     assert evaluate.main(["score", str(tmp_path / "broken")]) == 2

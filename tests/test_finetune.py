@@ -214,6 +214,23 @@ def test_lower_precision_agrees_within_its_rounding(precision):
     assert low["scl"] == pytest.approx(full["scl"], rel=0.02) and low["ce"] == pytest.approx(full["ce"], rel=0.02)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_ce_temperature_is_ce_of_a_linear_classifier_on_normalised_features(tmp_path, capsys, pooling):
+    flags = ["--pooling", pooling, "--ce-temperature", 0.2]
+    (record,) = run(tmp_path, "--shots", 20, "--lam", 0, "--max-steps", 60, *flags)
+    folder = tmp_path / record["run"]
+    data, tokenizer = finetune.demo_data(), finetune.load_tokenizer(str(folder), pooling)
+    model = finetune.load_model(str(folder), pooling, data.label_names, tokenizer, 0.0, ce_temperature=0.2)
+    test = finetune.Encoded(data.test, tokenizer, 64)
+    class_logits, features = finetune.predict(model, test, torch.device("cpu"), "fp32")
+    z = features / np.linalg.norm(features, axis=1, keepdims=True)
+    head = {name: tensor.numpy() for name, tensor in finetune.load_file(folder / "head.safetensors").items()}
+    assert np.allclose(class_logits, (z / 0.2) @ head["weight"].T + head["bias"], atol=1e-5)
+    assert (class_logits.argmax(axis=1) == data.test.labels).mean() == pytest.approx(record["test_accuracy"])
+    assert "was trained with --pooling mean or --ce-temperature" in mistake(
+        capsys, tmp_path, "--task", "demo", "--model", folder, "--pooling", "cls")
+
+
 def test_predictions_come_in_the_order_of_the_rows():
     model, _, validation, _, device = parts()
     class_logits, features = finetune.predict(model, validation, device, "fp32")
@@ -230,6 +247,49 @@ def test_noise_and_sampler_reach_the_run(tmp_path, sampler, noise):
     spoiled = run(tmp_path, "--shots", 20, "--noise", noise, "--noise-level", 0.3, "--sampler", sampler)[1]
     assert spoiled["train_checksum"] != clean["train_checksum"] and spoiled["sampler"] == sampler
     assert [spoiled[f"{s}_checksum"] == clean[f"{s}_checksum"] for s in ("validation", "test")] == [True, True]
+
+
+def save_translator(folder, seed):
+    """A tiny sequence-to-sequence model with random weights: what it says is nonsense."""
+    tokenizer = finetune.load_tokenizer("demo", "cls")
+    torch.manual_seed(seed)
+    small = {f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    small |= dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 8)
+    config = transformers.BartConfig(vocab_size=len(tokenizer), **small)
+    transformers.BartForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_back_translation_adds_three_of_each_and_keeps_them(tmp_path, monkeypatch):
+    translators = [save_translator(tmp_path / name, seed) for seed, name in enumerate(("en-de", "de-en"))]
+    out, flags = tmp_path / "out", ["--shots", 20, "--noise", "backtranslation", "--translators", *translators]
+    (clean,) = run(tmp_path / "clean", "--shots", 20)
+    ce, scl = run(out, *flags, "--noise-level", 0.7, "--lam", 0, 0.9)
+    assert ce["train_checksum"] == scl["train_checksum"] != clean["train_checksum"]
+    assert (ce["train_size"], ce["shots"], ce["test_checksum"]) == (80, 20, clean["test_checksum"])
+    hotter = run(out, *flags, "--noise-level", 1.5)[-1]
+    assert hotter["train_checksum"] != ce["train_checksum"]
+    kept = sorted(file.name for file in out.glob("backtranslation-*.json"))
+    again = run(tmp_path / "again", *flags, "--noise-level", 0.7)[0]
+    assert again["train_checksum"] == ce["train_checksum"]  # sampled by the seed
+    monkeypatch.setattr(finetune, "translate", None)
+    third = run(out, *flags, "--noise-level", 0.7, "--lam", 0.5)[-1]  # from the disk
+    assert third["train_checksum"] == ce["train_checksum"] and len(kept) == 2
+
+    split, _, _ = finetune.sample(finetune.demo_data(), 20, None, 0)
+    noisy = finetune.back_translate(split, 0.7, list(map(str, translators)), out, 0, torch.device("cpu"))
+    assert noisy.texts[:20] == split.texts and noisy.labels[:20].tolist() == split.labels.tolist()
+    assert noisy.labels[20:].tolist() == np.repeat(split.labels, 3).tolist()
+    assert len({text for (text,) in noisy.texts[20:23]} - {split.texts[0][0]}) == 3
+
+
+def test_back_translation_translates_both_texts_of_a_pair(tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "translate", lambda texts, model, *_: [f"{model} {text}" for text in texts])
+    split = finetune.Split([("a", "b"), ("c", "d")], np.array([1, 0]))
+    noisy = finetune.back_translate(split, 0.7, ["en", "de"], tmp_path, 0, torch.device("cpu"))
+    assert noisy.texts == [("a", "b"), ("c", "d"), *[("de en a", "de en b")] * 3, *[("de en c", "de en d")] * 3]
+    assert noisy.labels.tolist() == [1, 0, 1, 1, 1, 0, 0, 0]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, capsys):
@@ -279,7 +339,7 @@ def test_a_mean_checkpoint_is_an_encoder_with_a_head_beside_it(checkpoints):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_a_checkpoint_is_a_model_for_the_next_task(checkpoints, own, tmp_path, pooling):
+def test_a_checkpoint_is_a_model_for_the_next_task(checkpoints, own, tmp_path, capsys, pooling):
     rows = [(text, "abc"[i % 3]) for i, text in enumerate(sentences(60))]
     folder = own(train=rows[:45], test=rows[45:])
     model = ["--model", str(checkpoints[pooling]), "--pooling", pooling]
@@ -287,6 +347,12 @@ def test_a_checkpoint_is_a_model_for_the_next_task(checkpoints, own, tmp_path, p
     code = finetune.main(["--task", str(folder), *model, *flags])
     (record,) = finetune.read_records(tmp_path / "out" / "results.jsonl")
     assert code == 0 and record["train_size"] == 9
+    assert "with a new classifier" in capsys.readouterr().out  # for three classes
+    run(tmp_path / "same", "--shots", 20, *model)
+    assert "with its classifier" in capsys.readouterr().out
+    trained = finetune.demo_data().label_names, finetune.load_tokenizer(model[1], pooling)
+    first, second = (finetune.load_model(model[1], pooling, *trained, 0.1).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_an_old_checkpoint_gives_way_whole(tmp_path):
@@ -354,7 +420,12 @@ def mistake(capsys, tmp_path, *flags):
     ("--task demo --max-steps 0", "argument --max-steps: expected int in [1, inf), got 0"),
     ("--task demo --seed -1", "argument --seed: expected int in [0, 4294967295], got -1"),
     ("--task demo --dropout 1", "argument --dropout: expected float in [0, 1), got 1"),
-    ("--task demo --noise label --noise-level 1.1", "argument --noise-level: expected float in [0, 1], got 1.1"),
+    ("--task demo --noise label --noise-level 1.1", "expected a fraction with --noise label, got 1.1"),
+    ("--task demo --noise label --noise-level -1", "argument --noise-level: expected float in [0, inf), got -1"),
+    ("--task demo --noise backtranslation --noise-level 0", "argument --noise-level: expected a temperature above 0"),
+    ("--task demo --noise label --noise-level 0.1 --translators a b", "argument --translators: goes with --noise"),
+    ("--task demo --shots 9 --noise backtranslation --noise-level 1 --translators tests tests", "--translators: tests"),
+    ("--task demo --lam 0 0.9 --ce-temperature 0.3", "argument --ce-temperature: goes with --lam 0, got --lam 0.0 0.9"),
     ("--task demo --noise label", "argument --noise: needs --noise-level"),
     ("--task demo --noise-level 0.1", "argument --noise: needs --noise-level"),
     ("--task demo --pooling max", "argument --pooling: invalid choice: 'max'"),
