@@ -637,12 +637,16 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
         for name, value in config.to_dict().items():
             if "dropout" in name and isinstance(value, float):
                 setattr(config, name, dropout)
-        backbone, new = (auto.from_config(config), True) if source == "demo" else auto.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
-            output_loading_info=True)
+        if source == "demo":
+            backbone, new = auto.from_config(config), {"everything"}
+        else:
+            backbone, info = auto.from_pretrained(
+                source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
+                output_loading_info=True)
+            new = {*info["missing_keys"], *info["mismatched_keys"]}
     if own_classifier:
         model = Model(backbone)
-        model.classifier_is_new = new is True or bool(new["missing_keys"] or new["mismatched_keys"])
+        model.classifier_is_new = bool(new)
         return model
     head, file = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors")
     model = Model(backbone, head, pooling, ce_temperature)

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Prints the commands behind every record of this folder, one a line, those of the experiments named (default: all):
+# Prints the commands behind the records of this folder, one a line, those of the experiments named (default: all):
 #
 #     bash results/experiments.sh tuning | bash
 #     bash results/experiments.sh | OMP_NUM_THREADS=1 xargs -P 2 -I{} sh -c "{}"    # two at a time
 #
-# A record that exists is not computed again, so a cut-off run goes on where it stopped.
+# A record that exists is not computed again, so a cut-off run goes on where it stopped. `glue`, `transfer` and
+# `all-MiniLM-L6-v2` are folders, or links to them.
 set -euo pipefail
 
 run() {
@@ -12,7 +13,9 @@ run() {
         "--out runs/$experiment $*"
 }
 
-# lr, steps and pooling: the same eight trials for CE and for CE + SCL, on seeds that no other experiment uses
+seeds() { seq -s " " 0 $(($1 - 1)); }
+
+# lr, steps and pooling, and the temperature of the control: eight trials for each method, on seeds of their own.
 tuning() {
     for pooling in cls mean; do
         for lr in 1e-4 2e-4; do
@@ -21,8 +24,28 @@ tuning() {
             done
         done
     done
+    for temperature in 0.05 0.1 0.2 0.3; do
+        for steps in 100 200; do
+            run --task sst2 --shots 100 --seed 100 101 102 --lam 0 --ce-temperature $temperature --pooling mean --lr 1e-4 \
+                --max-steps $steps
+        done
+    done
 }
 
-for experiment in ${*:-tuning}; do
+# What these trials chose, each method by its own mean validation accuracy.
+ce="--lam 0 --pooling mean --lr 1e-4 --max-steps 100"
+scl="--lam 0.9 --tau 0.3 --pooling mean --lr 1e-4 --max-steps 200"
+
+few-shot() {
+    for task in sst2 qnli mnli; do
+        for shots in 20 100; do
+            for method in "$ce" "$scl"; do
+                run --task $task --shots $shots --seed $(seeds 10) $method $([ $task = sst2 ] && echo --save)
+            done
+        done
+    done
+}
+
+for experiment in ${*:-tuning few-shot}; do
     $experiment
 done

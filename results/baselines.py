@@ -1,0 +1,110 @@
+"""What one would try instead of fine-tuning, on the samples and splits of finetune.py.
+
+    pip install setfit==1.2.0
+    python results/baselines.py            # appends to results/baselines.jsonl what it lacks
+    python results/baselines.py table      # logistic regression and SetFit beside few-shot.jsonl, in markdown
+
+Logistic regression of scikit-learn on standardised features of the frozen encoder, its first token or its mean.
+SetFit (Tunstall et al., 2022): contrastive training of sentence pairs, then logistic regression; its own settings but
+for the length, which is that of finetune.py's runs, 200 steps of 16. The two texts of a pair are joined by the
+tokenizer's separator.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+import eval as evaluate
+import finetune
+
+ENCODER, GLUE, STEPS = "all-MiniLM-L6-v2", "glue", 200
+RESULTS = HERE / "baselines.jsonl"
+
+
+def frozen_features(splits: list[finetune.Split], tokenizer, pooling: str, names: tuple[str, ...]) -> list[np.ndarray]:
+    model = finetune.load_model(ENCODER, pooling, names, tokenizer, 0.0)
+    encoded = [finetune.Encoded(split, tokenizer, 256) for split in splits]
+    return [finetune.predict(model, part, torch.device("cpu"), "bf16")[1] for part in encoded]
+
+
+def setfit(train: finetune.Split, test: finetune.Split, separator: str, seed: int) -> float:
+    import datasets
+    from setfit import SetFitModel, Trainer, TrainingArguments
+
+    texts = [[f" {separator} ".join(row) for row in split.texts] for split in (train, test)]
+    model = SetFitModel.from_pretrained(ENCODER, head_params={"max_iter": 1000})
+    settings = TrainingArguments(max_steps=STEPS, seed=seed, report_to="none", save_strategy="no", logging_steps=STEPS)
+    rows = datasets.Dataset.from_dict({"text": texts[0], "label": train.labels})
+    Trainer(model=model, args=settings, train_dataset=rows).train()
+    return float((np.asarray(model.predict(texts[1])) == test.labels).mean())
+
+
+def run(task: str, shots: int, seeds: range, setfit_seeds: range) -> None:
+    done = {tuple(record[name] for name in ("task", "shots", "method", "seed")) for record in records()}
+    data = finetune.load_data(task, GLUE, few_shot=True)
+    tokenizer = finetune.load_tokenizer(ENCODER, "cls")
+    jobs = [(method, seed) for method, chosen in (("logistic regression, cls", seeds),
+            ("logistic regression, mean", seeds), ("SetFit", setfit_seeds)) for seed in chosen]
+    test_features: dict[str, np.ndarray] = {}
+    for method, seed in jobs:
+        if (task, shots, method, seed) in done:
+            continue
+        started = time.perf_counter()
+        train, _, test = finetune.sample(data, shots, None, seed)
+        if method == "SetFit":
+            accuracy = setfit(train, test, tokenizer.sep_token, seed)
+        else:
+            pooling = method.split()[-1]
+            if pooling not in test_features:
+                (test_features[pooling],) = frozen_features([test], tokenizer, pooling, data.label_names)
+            (features,) = frozen_features([train], tokenizer, pooling, data.label_names)
+            classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features, train.labels)
+            accuracy = classifier.score(test_features[pooling], test.labels)
+        finetune.append_record(RESULTS, {
+            "run": f"{task}-n{shots}-{method}-seed{seed}", "task": task, "shots": shots, "method": method, "seed": seed,
+            "train_checksum": train.checksum, "test_checksum": test.checksum, "test_accuracy": accuracy,
+            "seconds": round(time.perf_counter() - started, 1), "commit": finetune.git_commit(),
+        })
+        print(f"{task}, N = {shots}, {method}, seed {seed}: {accuracy:.3f}", flush=True)
+
+
+def records() -> list[dict]:
+    return finetune.read_records(RESULTS) if RESULTS.exists() else []
+
+
+def table() -> None:
+    few_shot = evaluate.read_arms([str(HERE / "few-shot.jsonl")])
+    arms: dict[tuple, evaluate.Arm] = {}
+    for record in records():
+        arms.setdefault((record["task"], record["shots"], record["method"]), {})[record["seed"]] = record
+    rows = []
+    for (task, shots, method), arm in arms.items():
+        test = evaluate.values(arm, "test_accuracy")
+        row = [task, shots, method, evaluate.percent(test.mean(), test.std(ddof=1)), len(arm)]
+        for key in (evaluate.CE, evaluate.CE_SCL):
+            (tuned,) = [methods[key] for setting, methods in few_shot.items()
+                        if (setting[0], setting[1]) == (task, str(shots)) and "POOLING" in setting]
+            row.append(evaluate.interval(evaluate.paired_differences(tuned, arm, "train", "test")))
+        rows.append(row)
+    evaluate.print_table(["task", "shots", "instead", "all seeds", "n", "CE minus it [95 %]",
+                          "CE + SCL minus it [95 %]"], rows)
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    if sys.argv[1:] == ["table"]:
+        table()
+    else:
+        for task in ("sst2", "qnli", "mnli"):
+            for shots in (20, 100):
+                run(task, shots, range(10), range(5))
