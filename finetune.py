@@ -14,7 +14,6 @@ import contextlib
 import csv
 import fcntl
 import functools
-import glob
 import hashlib
 import itertools
 import json
@@ -974,20 +973,23 @@ def git_commit() -> str | None:
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which then takes the place of `path`, whole or not at all, on the disk itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by one who was killed here
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > 3600:  # a younger one may be at work
-                shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        part = Path(folder, "part")
-        yield part
-        for file in (part, *part.glob("*")):
-            with locked(file):
-                pass  # but to have it on the disk before it appears
-        with locked(path.parent):  # two processes may write the same
+    part = path.with_name(f".{path.name}.part")
+    with locked(path.parent):  # two processes may write the same
+        remove(part)  # of one who was killed here
+        try:
+            yield part
+            for file in (part, *part.glob("*")):
+                with locked(file):
+                    pass  # but to have it on the disk before it appears
             if path.is_dir():
-                path.rename(Path(folder, "old"))  # goes with the temporary folder
+                remove(path)
             part.replace(path)
+        finally:
+            remove(part)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -1002,12 +1004,24 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+MODEL_CARD = """# {run}
+
+{model}, fine-tuned on {task} with {train_size} training examples (shots: {shots}, seed: {seed}) by cross-entropy and
+supervised contrastive loss: lam {lam}, tau {tau}, {pooling} pooling. Best validation accuracy {validation_accuracy}, at
+step {best_step} of {steps}; test accuracy {test_accuracy}, on {test_size} examples. The whole setting is in `record.json`.
+
+Method: Gunel, Du, Conneau, Stoyanov: Supervised Contrastive Learning for Pre-trained Language Model Fine-tuning, ICLR
+2021, https://arxiv.org/abs/2011.01403
+"""
+
+
 def save_checkpoint(folder: Path, model: Model, tokenizer, record: dict) -> None:
-    """A folder that transformers loads, its record beside the weights."""
+    """A folder that transformers loads, its record and a model card beside the weights."""
     with whole(folder) as part:
         model.save(part)
         tokenizer.save_pretrained(part)
         (part / "record.json").write_text(json.dumps(record) + "\n")
+        (part / "README.md").write_text(MODEL_CARD.format(**{"test_accuracy": None, **record}), encoding="utf-8")
 
 
 def read_records(file: Path) -> list[dict]:

@@ -10,7 +10,6 @@ for the length, which is that of finetune.py's runs, 200 steps of 16. The two te
 tokenizer's separator.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -24,8 +23,8 @@ from sklearn.preprocessing import StandardScaler
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-import eval as evaluate
-import finetune
+import eval as evaluate  # noqa: E402
+import finetune  # noqa: E402
 
 ENCODER, GLUE, STEPS = "all-MiniLM-L6-v2", "glue", 200
 RESULTS = HERE / "baselines.jsonl"

@@ -322,6 +322,8 @@ def test_a_cls_checkpoint_is_an_ordinary_classifier(checkpoints):
     classify = transformers.pipeline("text-classification", model=str(checkpoints["cls"]))
     answers = classify(["on friday evening the plot was great .", "on friday evening the plot was dull ."])
     assert [answer["label"] for answer in answers] == ["positive", "negative"]
+    card, record = ((checkpoints["cls"] / file).read_text() for file in ("README.md", "record.json"))
+    assert f"test accuracy {json.loads(record)['test_accuracy']}, on 300 examples" in card and "arxiv" in card
 
 
 def test_a_mean_checkpoint_is_an_encoder_with_a_head_beside_it(checkpoints):
