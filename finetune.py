@@ -1006,9 +1006,9 @@ def locked(path: Path) -> Iterator[None]:
 
 MODEL_CARD = """# {run}
 
-{model}, fine-tuned on {task} with {train_size} training examples (shots: {shots}, seed: {seed}) by cross-entropy and
-supervised contrastive loss: lam {lam}, tau {tau}, {pooling} pooling. Best validation accuracy {validation_accuracy}, at
-step {best_step} of {steps}; test accuracy {test_accuracy}, on {test_size} examples. The whole setting is in `record.json`.
+{model}, fine-tuned on {task} by cross-entropy and supervised contrastive loss: {train_size} training examples (shots:
+{shots}, seed: {seed}), lam {lam}, tau {tau}, {pooling} pooling. Validation accuracy {validation_accuracy} at step
+{best_step} of {steps}, the best; test accuracy {test_accuracy}, on {test_size} examples. All settings: `record.json`.
 
 Method: Gunel, Du, Conneau, Stoyanov: Supervised Contrastive Learning for Pre-trained Language Model Fine-tuning, ICLR
 2021, https://arxiv.org/abs/2011.01403

@@ -34,6 +34,7 @@ tuning() {
 
 # What these trials chose, each method by its own mean validation accuracy.
 ce="--lam 0 --pooling mean --lr 1e-4 --max-steps 100"
+control="--lam 0 --ce-temperature 0.1 --pooling mean --lr 1e-4 --max-steps 100"
 scl="--lam 0.9 --tau 0.3 --pooling mean --lr 1e-4 --max-steps 200"
 
 few-shot() {
@@ -44,8 +45,55 @@ few-shot() {
             done
         done
     done
+    # the control, CE on normalised features over a temperature; and the other pooling, at what its trials chose
+    run --task sst2 --shots 100 --seed $(seeds 10) $control
+    run --task sst2 --shots 100 --seed $(seeds 10) --lam 0 0.9 --tau 0.3 --pooling cls --lr 1e-4 --max-steps 100
+    for task in sst2 qnli mnli; do
+        run --task $task --shots 1000 --seed $(seeds 5) --lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --epochs 10
+    done
 }
 
-for experiment in ${*:-tuning few-shot}; do
+grid() {
+    run --task sst2 --shots 100 --seed $(seeds 3) $ce
+    for seed in $(seeds 3); do
+        run --task sst2 --shots 100 --seed $seed ${scl/--lam 0.9 --tau 0.3/--lam 0.1 0.3 0.5 0.7 0.9 1 --tau 0.1 0.3 0.5 0.7}
+    done
+}
+
+noise() {
+    for noise in "label --noise-level 0.1" "label --noise-level 0.2" "label --noise-level 0.3" "word --noise-level 0.3"; do
+        for method in "$ce" "$scl"; do
+            run --task sst2 --shots 100 --seed $(seeds 10) $method --noise $noise
+        done
+    done
+}
+
+full() {
+    for task in rte mrpc cola; do
+        run --task $task --seed $(seeds 3) --lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --epochs 3
+    done
+    for lam in 0 0.9; do
+        run --task sst2 --seed 0 --lam $lam --pooling mean --lr 1e-4 --epochs 1 --save
+    done
+}
+
+transfer() { # each method goes on from its own SST-2 checkpoint
+    for task in amazon_polarity yelp_polarity; do
+        for method in "$ce" "$scl"; do
+            lam=$(awk '{print $2}' <<< "$method")
+            data=transfer model="runs/full/sst2-*-lam$lam-*" \
+                run --task $task --shots-per-class 20 --seed $(seeds 10) $method --max-length 128
+        done
+    done
+}
+
+batch-size() {
+    for size in 64 256; do
+        run --task sst2 --shots 1000 --seed $(seeds 3) --lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --epochs 10 \
+            --batch-size $size --micro-batch-size 16
+    done
+}
+
+for experiment in ${*:-tuning few-shot grid noise full transfer batch-size}; do
     $experiment
 done
