@@ -9,6 +9,7 @@
 import argparse
 import itertools
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -189,9 +190,10 @@ NOISE = ("noise", "noise_level", "translators")
 SETTING = ("task", "shots", "shots_per_class", "model", "pooling", *NOISE, "batch_size", "sampler", "precision",
            "dropout", "max_length", "weight_decay", "warmup_ratio")
 TUNED = ("lr", "head_lr", "steps", "eval_every")  # may differ between CE and CE + SCL, never within one of them
+MADE_WITH = ("device", "python", "torch", "transformers", "commit")
 METHOD = ("lam", "tau", "ce_temperature")
 FIELDS = ("run", *SETTING, *TUNED, *METHOD, "seed", "train_checksum", "validation_checksum", "test_checksum",
-          "test_size", "validation_accuracy", "test_accuracy")
+          "test_size", "validation_accuracy", "test_accuracy", "seconds", *MADE_WITH)
 Arm = dict[int, dict]  # records of one setting and method, by seed
 
 # Test accuracy of the paper, CE and CE + SCL with the best of 24 (lam, tau): by task, shots and back-translation's
@@ -331,7 +333,9 @@ def holm(p_values: list[float]) -> list[float]:
 def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
     """One line of the table: a setting and a method; against CE, and against the same arm without noise, if any."""
     record, test, n = next(iter(arm.values())), values(arm, "test_accuracy"), len(arm)
-    row = {name: record[name] for name in (*SETTING, "lr", "steps")} | {
+    row = {name: record[name] for name in (*SETTING, *TUNED)} | {
+        "head_lr": record["head_lr"] if record["head_lr"] != record["lr"] else None,
+        "eval_every": record["eval_every"] if record["eval_every"] != math.ceil(record["steps"] / 10) else None,
         "shots": shots(record),
         "translators": record["translators"] and " ".join(record["translators"]),
         "method": method(record),
@@ -348,15 +352,23 @@ def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
         row["minus clean [95 %]"] = interval(lost)
     if ce is None or ce is arm:
         return row
-    differences, other = paired_differences(arm, ce, "train", "validation", "test"), next(iter(ce.values()))
+    differences = paired_differences(arm, ce, "train", "validation", "test")
     pairs = len(differences)
     if pairs > 1:
         row["minus CE [95 %]"] = interval(differences)
     if pairs >= 6:
         row["p"] = sign_flip_p(differences)
-    notes = [f"{name} {record[name]:g}, CE {other[name]:g}" for name in TUNED if record[name] != other[name]]
-    row["note"] = "; ".join(notes + ([f"{pairs} pairs"] if pairs < max(n, len(ce)) else []))
+    row["note"] = f"{pairs} pairs" if pairs < max(n, len(ce)) else ""
     return row
+
+
+def provenance(settings: dict[tuple, dict[tuple, Arm]]) -> str:
+    """How long the runs took, where, and with what."""
+    records = [record for arms in settings.values() for arm in arms.values() for record in arm.values()]
+    seconds = [record["seconds"] for record in records]
+    made_with = [f"{name} {', '.join(sorted({str(record[name]) for record in records}))}" for name in MADE_WITH]
+    each = f"{min(seconds):.0f} to {max(seconds):.0f} s"
+    return f"{len(records)} runs of {each}, {sum(seconds) / 3600:.1f} h in all; {'; '.join(made_with)}."
 
 
 def table(args: argparse.Namespace) -> None:
@@ -370,12 +382,12 @@ def table(args: argparse.Namespace) -> None:
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p"] = f"{p:.3f}"
 
-    setting = (*SETTING[2:], "lr", "steps")  # after task and shots; said once where the whole table shares it
+    setting = (*SETTING[2:], *TUNED)  # after task and shots; said once where the whole table shares it
     shared = {name: rows[0][name] for name in setting if len({row[name] for row in rows}) == 1}
     varying = [name for name in setting if name not in shared and name != "shots_per_class"]
     columns = ["task", "shots", *varying, "method", "paper", "top 3 by validation", "all seeds", "n", "minus CE [95 %]",
                "p", "minus clean [95 %]", "test s.e.", "note"]
-    columns = [name for name in columns if any(row.get(name, "") != "" for row in rows)]
+    columns = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
     print(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None) + "\n")
     print_table(columns, [["" if row.get(name) is None else row[name] for name in columns] for row in rows])
     print("\nTest accuracy in %: mean ± sample std (ddof = 1) over n seeds. test s.e.: binomial standard error that "
@@ -383,7 +395,7 @@ def table(args: argparse.Namespace) -> None:
           + ("; p: sign-flip permutation test, Holm-corrected over the table." if tested else "."))
     if "paper" in columns:
         print("paper: RoBERTa-Large, top 3 of 10; its CE + SCL is the best of 24 (lam, tau).")
-    print("\nEvery seed:\n")
+    print(f"\n{provenance(settings)}\n\nEvery seed:\n")
     for row in rows:
         print("- " + ", ".join(str(row[name]) for name in columns[: columns.index("method") + 1]) + f": {row['seeds']}")
 

@@ -27,7 +27,7 @@ def fake(seed, lam, test, validation=0.5, **other):
     """A record of no run, as far as the table reads it."""
     config = dict.fromkeys(evaluate.FIELDS)
     return config | {
-        "run": str(next(RUNS)), "model": "encoder",
+        "run": str(next(RUNS)), "model": "encoder", "seconds": 60, "head_lr": 1e-5, "eval_every": 20,
         "train_checksum": f"{seed}", "validation_checksum": f"{seed}",
         "task": "sst2", "shots": 20, "lr": 1e-5, "steps": 200, "test_checksum": "t", "test_size": 400, "lam": lam,
         "tau": 0.3 if lam else None, "seed": seed, "test_accuracy": test, "validation_accuracy": validation,
@@ -116,9 +116,10 @@ def test_settings_are_rows_of_their_own_and_what_differs_is_a_column(tmp_path, c
 
 
 def test_a_rate_that_differs_between_the_arms_is_said(tmp_path, capsys):
-    records = [fake(s, lam, 0.8, lr=1e-5 if lam else 2e-5) for s in (0, 1) for lam in (0, 0.9)]
-    _, scl = rows(capsys, write(tmp_path, *records))
-    assert scl["note"] == "lr 1e-05, CE 2e-05"
+    rates = {0: {"lr": 2e-5, "head_lr": 2e-5}, 0.9: {}}
+    records = [fake(s, lam, 0.8, **rates[lam]) for s in (0, 1) for lam in rates]
+    ce, scl = rows(capsys, write(tmp_path, *records))
+    assert (ce["lr"], scl["lr"]) == ("2e-05", "1e-05") and "head_lr" not in ce
 
 
 def test_missing_pairs_are_said(tmp_path, capsys):
