@@ -155,8 +155,12 @@ def shots(record: dict) -> str:
 
 
 def tsne(args: argparse.Namespace) -> None:
-    figure, (panels,) = plt.subplots(1, len(args.runs), figsize=(4.5 * len(args.runs), 4.8), squeeze=False)
-    reach = 0.0
+    columns = len(args.runs) if len(args.runs) <= 3 else 2  # more than three: in pairs, such as CE beside CE + SCL
+    rows = math.ceil(len(args.runs) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 4.8 * rows), squeeze=False)
+    panels, reach = axes.flat[: len(args.runs)], 0.0
+    for unused in axes.flat[len(args.runs) :]:
+        unused.set_axis_off()
     for panel, folder in zip(panels, args.runs, strict=True):
         record, data, class_logits, features = test_set(folder, args.task, args.data_dir, args.device)
         labels, perplexity = data.test.labels, min(30, (len(features) - 1) / 3)

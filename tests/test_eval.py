@@ -258,6 +258,16 @@ def test_tsne_draws_a_panel_a_run(pair, tmp_path):
     assert width > 1.6 * height
 
 
+def test_tsne_of_many_runs_goes_in_pairs(pair, monkeypatch):
+    out, records = pair
+    drawn = []
+    monkeypatch.setattr(evaluate, "save", lambda figure, output: drawn.append(figure))
+    assert evaluate.main(["tsne", *([str(out / records[0]["run"])] * 5), "-o", "tsne.png"]) == 0
+    visible = [panel for panel in drawn[0].axes if panel.axison]
+    assert len(drawn[0].axes) == 6 and len(visible) == 5
+    assert len({panel.get_xlim() for panel in visible}) == 1  # one scale
+
+
 def test_grid_draws_the_means(pair, tmp_path, monkeypatch):
     out, records = pair
     drawn = []
