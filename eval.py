@@ -114,7 +114,7 @@ def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def score(args: argparse.Namespace) -> None:
-    summary, details = [], []
+    summary, details, arms = [], [], dict[tuple, list[dict]]()
     for folder in args.runs:
         record, data, class_logits, features = test_set(folder, args.task, args.data_dir, args.device)
         names, labels, predicted = data.label_names, data.test.labels, class_logits.argmax(axis=1)
@@ -129,12 +129,24 @@ def score(args: argparse.Namespace) -> None:
             "silhouette": silhouette,
         }
         summary.append({"run": record["run"], "task": args.task or record["task"], **metrics})
+        setting = (str(record.get(name)) for name in (*SETTING, *TUNED, *METHOD))
+        arms.setdefault((re.sub(r"-seed\d+-\w+$", "", record["run"]), *setting), []).append(summary[-1])
         details.append((names, confusion_matrix(labels, predicted, labels=range(len(names)))))  # (true, predicted)
     cells = [[f"{value:.4f}" if isinstance(value, float) else value for value in row.values()] for row in summary]
     print_table(list(summary[0]), cells)
+    if len(arms) < len(summary):
+        print("\nMean ± sample std over the seeds:\n")
+        names = list(metrics)[1:]
+        means = [[spread([row[name] for row in rows]) for name in names] for rows in arms.values()]
+        runs = [[key[0], len(rows)] for key, rows in arms.items()]
+        print_table(["runs", "n", *names], [run + mean for run, mean in zip(runs, means, strict=True)])
     for row, (names, counts) in zip(summary, details, strict=True):
         print(f"\n{row['run']}\n")
         print_table(["true \\ predicted", *names], [[name, *line] for name, line in zip(names, counts, strict=True)])
+
+
+def spread(numbers: list[float]) -> str:
+    return f"{np.mean(numbers):.3f} ± {np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else f"{numbers[0]:.3f}"
 
 
 def print_table(header: list[str], rows: list[list]) -> None:

@@ -213,6 +213,15 @@ def test_score_repeats_the_record(pair, capsys):
         assert -1 <= float(row["silhouette"]) <= 1 and float(row["cosine within a class"]) <= 1
 
 
+def test_score_gives_the_mean_over_seeds(pair, capsys):
+    out, records = pair
+    runs = [record for record in records if record["lam"] == 0 or record["tau"] == 0.3]
+    _, means, *_ = tables(capsys, "score", *(out / record["run"] for record in runs))
+    assert [(row["runs"], row["n"]) for row in means] == [("demo-n20-lam0", "2"), ("demo-n20-lam0.9-tau0.3", "2")]
+    accuracies = [record["test_accuracy"] for record in runs if record["lam"] == 0]
+    assert means[0]["accuracy"] == f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}"
+
+
 def test_score_on_another_task(checkpoints, own, capsys):
     rows = [("on friday evening the plot was great .", 1), ("on friday evening the plot was dull .", 0)]
     for folder in checkpoints.values():
