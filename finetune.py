@@ -37,33 +37,32 @@ from typing import Any, NamedTuple
 class Task(NamedTuple):
     """A text classification task: where it lives on the hub, and in a folder of the classic GLUE layout."""
 
-    hub: str  # "" for a folder of one's own
-    config: str | None
-    hub_text: tuple[str, ...]
-    labels: tuple[str, ...]  # in the order of their numbers
     folder: str
-    text: tuple[str, ...]  # columns of the local file
+    config: str | None  # on the hub
+    hub_text: tuple[str, ...]  # columns
+    labels: tuple[str, ...]  # in the order of their numbers
+    text: tuple[str, ...] = ()  # columns of the local file, where they are others than on the hub
     label: str = "label"
     test: str = "dev"  # local file; GLUE keeps its test labels, so its validation set serves for test
-    header: tuple[str, ...] | None = None  # for a file without
+    header: tuple[str, ...] | None = None  # for a local file without
+    hub: str = "nyu-mll/glue"  # "" for a folder of one's own
 
 
-GLUE, SENTENCE, PAIR, POLARITY = "nyu-mll/glue", ("sentence",), ("sentence1", "sentence2"), ("negative", "positive")
-ENTAILMENT, QUESTIONS, QNLI = ("entailment", "not_entailment"), ("question1", "question2"), ("question", "sentence")
-NLI, MRPC = ("entailment", "neutral", "contradiction"), ("#1 String", "#2 String")
+SENTENCE, PAIR, POLARITY = ("sentence",), ("sentence1", "sentence2"), ("negative", "positive")
+ENTAILMENT, NLI = ("entailment", "not_entailment"), ("entailment", "neutral", "contradiction")
 TASKS = {
-    "sst2": Task(GLUE, "sst2", SENTENCE, POLARITY, "SST-2", SENTENCE),
-    "cola": Task(GLUE, "cola", SENTENCE, ("unacceptable", "acceptable"), "CoLA", SENTENCE,
+    "sst2": Task("SST-2", "sst2", SENTENCE, POLARITY),
+    "cola": Task("CoLA", "cola", SENTENCE, ("unacceptable", "acceptable"),
                  header=("source", "label", "mark", "sentence")),
-    "mrpc": Task(GLUE, "mrpc", PAIR, ("not_equivalent", "equivalent"), "MRPC", MRPC, "Quality"),
-    "rte": Task(GLUE, "rte", PAIR, ENTAILMENT, "RTE", PAIR),
-    "qnli": Task(GLUE, "qnli", QNLI, ENTAILMENT, "QNLI", QNLI),
-    "mnli": Task(GLUE, "mnli", ("premise", "hypothesis"), NLI, "MNLI", PAIR, "gold_label", "dev_matched"),
-    "qqp": Task(GLUE, "qqp", QUESTIONS, ("not_duplicate", "duplicate"), "QQP", QUESTIONS, "is_duplicate"),
-    "wnli": Task(GLUE, "wnli", PAIR, ("not_entailment", "entailment"), "WNLI", PAIR),
-    "amazon_polarity": Task("fancyzhx/amazon_polarity", None, ("content",), POLARITY, "AmazonPolarity", ("text",),
-                            test="test"),
-    "yelp_polarity": Task("fancyzhx/yelp_polarity", None, ("text",), POLARITY, "YelpPolarity", ("text",), test="test"),
+    "mrpc": Task("MRPC", "mrpc", PAIR, ("not_equivalent", "equivalent"), ("#1 String", "#2 String"), "Quality"),
+    "rte": Task("RTE", "rte", PAIR, ENTAILMENT),
+    "qnli": Task("QNLI", "qnli", ("question", "sentence"), ENTAILMENT),
+    "mnli": Task("MNLI", "mnli", ("premise", "hypothesis"), NLI, PAIR, "gold_label", "dev_matched"),
+    "qqp": Task("QQP", "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), label="is_duplicate"),
+    "wnli": Task("WNLI", "wnli", PAIR, ("not_entailment", "entailment")),
+    "amazon_polarity": Task("AmazonPolarity", None, ("content",), POLARITY, ("text",), test="test",
+                            hub="fancyzhx/amazon_polarity"),
+    "yelp_polarity": Task("YelpPolarity", None, ("text",), POLARITY, test="test", hub="fancyzhx/yelp_polarity"),
 }
 DEFAULT_MODEL = "FacebookAI/roberta-large"
 TRANSLATORS = ["Helsinki-NLP/opus-mt-en-de", "Helsinki-NLP/opus-mt-de-en"]
@@ -101,7 +100,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    whole, positive, fraction = number(int, "[1, inf)"), number(float, "(0, inf)"), number(float, "[0, 1]")
+    whole, fraction = number(int, "[1, inf)"), number(float, "[0, 1]")
+    positive, not_negative = number(float, "(0, inf)"), number(float, "[0, inf)")
 
     add = parser.add_argument_group("data").add_argument
     add("--task", required=True, help=f"{', '.join(TASKS)}; demo; or a folder with train.*, test.*, perhaps "
@@ -111,8 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--shots-per-class", type=whole, help="training examples of each class")
     add("--noise", choices=("label", "word", "backtranslation"), help="of the training sample: flip labels; drop and "
         "swap words; or add three back-translations of each example")
-    add("--noise-level", type=number(float, "[0, inf)"), help="which fraction of labels or words; which temperature of "
-        "translation")
+    add("--noise-level", type=not_negative, help="which fraction of labels or words; which temperature of translation")
     add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two sequence-to-sequence "
         f"models (default: {' '.join(TRANSLATORS)})")
     add("--max-length", type=number(int, "[3, inf)"), default=256, help="tokens, or the model's limit (default: 256)")
@@ -140,7 +139,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=positive, help="default: 10, but at least 200 steps")
     add("--max-steps", type=whole, help="length in steps instead")
     add("--eval-every", type=whole, help="steps from one validation to the next (default: a tenth of all)")
-    add("--weight-decay", type=number(float, "[0, inf)"), default=0.1, help="default: %(default)s")
+    add("--weight-decay", type=not_negative, default=0.1, help="default: %(default)s")
     add("--warmup-ratio", type=fraction, default=0.06, help="of the steps, then linear decay (default: %(default)s)")
     add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: two or more of each class "
         "in every batch, as far as it has room")
@@ -155,8 +154,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "the same command goes on from there, on a CPU bit for bit")
 
     args = parser.parse_args(argv)
-    for name in ("lam", "tau", "seed"):
-        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
     for one, other in (("shots", "shots_per_class"), ("epochs", "max_steps")):
         if getattr(args, one) and getattr(args, other):
             parser.error(f"argument --{one}: not together with --{other.replace('_', '-')}; choose one")
@@ -191,28 +188,29 @@ def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
     """The local files of a task by split; none for demo, nor for what comes from the hub."""
     if task.lower().replace("-", "") == "stsb":
         raise Mistake(f"argument --task: {task} is regression, and SCL needs classes; mrpc and qqp are such pairs")
-    if task in TASKS and data_dir:
+    if data_dir and task not in TASKS:
+        raise Mistake(f"argument --data-dir: goes with a named task, not with --task {task}")
+    if data_dir:
         folder = Path(data_dir, TASKS[task].folder)
         files = {"train": folder / "train.tsv", "test": folder / f"{TASKS[task].test}.tsv"}
         for file in files.values():
             if not file.is_file():
                 raise Mistake(f"argument --data-dir: no file {file}; expected GLUE's layout, DIR/SST-2/train.tsv")
         return files
-    if data_dir:
-        raise Mistake(f"argument --data-dir: goes with a named task, not with --task {task}")
     if task in TASKS or task == "demo":
         return {}
     if not Path(task).is_dir():
         raise Mistake(f"argument --task: {task} is neither a folder nor one of demo, {', '.join(TASKS)}")
-    suffixes = (".tsv", ".csv", ".jsonl", ".parquet")
-    present = {split: [file for suffix in suffixes if (file := Path(task, split + suffix)).is_file()]
-               for split in ("train", "validation", "test")}
-    for split, found in present.items():
+    suffixes, files = (".tsv", ".csv", ".jsonl", ".parquet"), {}
+    for split in ("train", "validation", "test"):
+        found = [file for suffix in suffixes if (file := Path(task, split + suffix)).is_file()]
         if len(found) > 1:
             raise Mistake(f"argument --task: {found[0]} and {found[1].name} are both there; keep one")
-        if not found and split != "validation":
+        if found:
+            files[split] = found[0]
+        elif split != "validation":
             raise Mistake(f"argument --task: {task} has no {split} file; expected {split} with {', '.join(suffixes)}")
-    return {split: found[0] for split, found in present.items() if found}
+    return files
 
 
 def check_model_folder(model: str, own_classifier: bool) -> None:
@@ -308,7 +306,7 @@ def read_rows(file: Path, header: tuple[str, ...] | None = None) -> list[dict]:
 
 
 def read_split(file: Path, task: Task) -> Split:
-    rows, columns = read_rows(file, task.header), [*task.text, task.label]
+    rows, columns = read_rows(file, task.header), [*(task.text or task.hub_text), task.label]
     if missing := [column for column in columns if rows and column not in rows[0]]:
         raise Mistake(f"{file} has no column {missing[0]}; it has {', '.join(map(str, rows[0]))}")
     numbers = {str(label): label for label in range(len(task.labels))} if task.hub else {}  # GLUE writes 0 or a name
@@ -340,7 +338,7 @@ def own_task(train: Path) -> Task:
     if len(labels) == 1:
         raise Mistake(f"{train} has one label, {labels[0]}; expected two or more")
     text = ("text", "text_pair") if rows and "text_pair" in rows[0] else ("text",)
-    return Task("", None, (), tuple(labels), "", text, test="test")
+    return Task("", None, text, tuple(labels), hub="")
 
 
 def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
@@ -377,9 +375,8 @@ def load_hub(task: Task) -> dict[str, Split]:
     import datasets  # a second, for those who need it; and it looks only now whether the hub is there
 
     datasets.disable_progress_bars()
-    names = {"test": "test", "dev": "validation", "dev_matched": "validation_matched"}
     splits = {}
-    for split, name in (("train", "train"), ("test", names[task.test])):
+    for split, name in (("train", "train"), ("test", task.test.replace("dev", "validation"))):
         part = datasets.load_dataset(task.hub, task.config, split=name)
         texts = zip(*(part[column][:] for column in task.hub_text), strict=True)
         splits[split] = Split(list(texts), np.array(part["label"][:]))
@@ -409,7 +406,7 @@ def blame(flag: str, name: str, instead: str):
         yield
     except Mistake as mistake:
         raise Mistake(f"argument {flag}: {mistake}") from None
-    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, SafetensorError) as error:
         if huggingface_hub.is_offline_mode() and flag != "--device" and not os.path.exists(name):
             raise Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache; three ways out: "
                           "--data-dir with GLUE, --model (--translators) with a local folder, or --task demo") from None
@@ -1084,9 +1081,10 @@ def sweep(args: argparse.Namespace) -> None:
     encode = functools.cache(lambda split: Encoded(split, tokenizer, args.max_length))
     results = Path(args.out, "results.jsonl")
     done = {record.get("run"): record for record in (read_records(results) if results.exists() else [])}
-    settings = list(dict.fromkeys((lam, tau if lam else None) for lam in args.lam for tau in args.tau))
-    keep = args.save or len(settings) * len(args.seed) == 1
-    for seed in args.seed:
+    seeds = dict.fromkeys(args.seed)
+    settings = dict.fromkeys((lam, tau if lam else None) for lam in args.lam for tau in args.tau)
+    keep = args.save or len(settings) * len(seeds) == 1
+    for seed in seeds:
         train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
         if not len(validation):
             raise Mistake(f"argument --task: {args.task} leaves no row for validation; add a file, or fewer --shots")
