@@ -558,10 +558,10 @@ class Model(nn.Module):
     head: nn.Linear | None
 
     def __init__(self, backbone: transformers.PreTrainedModel, head: nn.Linear | None = None, pooling: str = "cls",
-                 ce_temperature: float | None = None):  # fmt: skip
+                 ce_temperature: float | None = None, classifier_is_new: bool = True):  # fmt: skip
         super().__init__()
         self.backbone, self.head, self.pooling, self.ce_temperature = backbone, head, pooling, ce_temperature
-        self.classifier_is_new = True
+        self.classifier_is_new = classifier_is_new
 
     def forward(self, **tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.head is None:
@@ -577,12 +577,6 @@ class Model(nn.Module):
         """The parameters after the features, which SCL gives no gradient; BERT's pooler is one of them."""
         encoder = "backbone." if self.head else f"backbone.{self.backbone.base_model_prefix}."
         return {name for name, _ in self.named_parameters() if not name.startswith(encoder) or ".pooler." in name}
-
-    def save(self, folder: Path) -> None:
-        self.backbone.save_pretrained(folder)
-        if self.head:
-            save_file(self.head.state_dict(), folder / "head.safetensors")
-
 
 def fetch_model(model: str) -> str:
     """The local folder of a model. From the hub only safetensors come: nothing is ever unpickled."""
@@ -634,25 +628,26 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
             if "dropout" in name and isinstance(value, float):
                 setattr(config, name, dropout)
         if source == "demo":
-            backbone, new = auto.from_config(config), {"everything"}
+            backbone, new = auto.from_config(config), True
         else:
             backbone, info = auto.from_pretrained(
                 source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True)
-            new = {*info["missing_keys"], *info["mismatched_keys"]}
+            new = bool(info["missing_keys"] or info["mismatched_keys"])
     if own_classifier:
-        model = Model(backbone)
-        model.classifier_is_new = bool(new)
-        return model
-    head, file = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors")
-    model = Model(backbone, head, pooling, ce_temperature)
+        return Model(backbone, classifier_is_new=new)
+    head, file, new = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors"), True
     if file.is_file() and (trained := load_file(file))["weight"].shape == head.weight.shape:
         head.load_state_dict(trained)
-        model.classifier_is_new = False
-    return model
+        new = False
+    return Model(backbone, head, pooling, ce_temperature, new)
 
 
 # ------------------------------------------------------------ training
+
+RANK, WORLD_SIZE = 0, 1  # of one process; torchrun starts several
+if dist.is_torchelastic_launched():
+    RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -672,14 +667,6 @@ def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generato
                 yield np.concatenate([pairs, others[~np.isin(others, pairs)]])[:size]
 
 
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 @torch.inference_mode()
 def predict(model: Model, data: Encoded, device: torch.device, precision: str) -> tuple[np.ndarray, np.ndarray]:
     """Class logits (N, C) and features (N, D) in the order of the rows; batches go by length, to pad little.
@@ -690,11 +677,11 @@ def predict(model: Model, data: Encoded, device: torch.device, precision: str) -
     classes, width = model.backbone.config.num_labels, model.backbone.config.hidden_size
     order = np.argsort([len(tokens["input_ids"]) for tokens in data.tokens], kind="stable")
     outputs = torch.zeros(len(data.tokens), classes + width, device=device)
-    for start in range(rank() * EVAL_BATCH, len(order), ranks() * EVAL_BATCH):
+    for start in range(RANK * EVAL_BATCH, len(order), WORLD_SIZE * EVAL_BATCH):
         rows = order[start : start + EVAL_BATCH]
         with autocast(device, precision):
             outputs[rows] = torch.cat(model(**data.batch(rows, device)[0]), dim=1).float()
-    if dist.is_initialized():
+    if WORLD_SIZE > 1:
         dist.all_reduce(outputs)  # zeros but on one rank: exact
     results = outputs.cpu().numpy()
     return results[:, :classes], results[:, classes:]
@@ -716,9 +703,14 @@ def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.o
     return torch.optim.AdamW(groups.values(), betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
-def seed_dropout(*key: int) -> None:
-    """Dropout is a pure function of seed, step, rank and piece: it can be had again, and no random state is kept."""
+def forward(network, tokens: dict, key: tuple, device: torch.device, precision: str) -> tuple[Tensor, Tensor]:
+    """Class logits (B, C) and features (B, D); dropout is a pure function of the key: seed, step, rank and piece.
+
+    So the same masks can be had again, and no random state is kept.
+    """
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+    with autocast(device, precision):
+        return network(**tokens)
 
 
 # A batch larger than memory, --micro-batch-size. Accumulating gradients would contrast each piece only within itself.
@@ -726,14 +718,10 @@ def seed_dropout(*key: int) -> None:
 # batch yields the gradient of class logits and features; a second pass, piece by piece, takes it to the parameters.
 
 
-@torch.no_grad()
 def first_pass(network, pieces: list[dict], key: tuple, device: torch.device, precision: str) -> list[Tensor]:
-    """Class logits and features of all pieces, as leaves."""
-    outputs = []
-    for number, tokens in enumerate(pieces):
-        seed_dropout(*key, number)
-        with autocast(device, precision):
-            outputs.append(network(**tokens))
+    """Class logits and features of the batch: of one piece with its graph, of several without, as leaves."""
+    with torch.set_grad_enabled(len(pieces) == 1):
+        outputs = [forward(network, tokens, (*key, number), device, precision) for number, tokens in enumerate(pieces)]
     return [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]
 
 
@@ -741,11 +729,9 @@ def second_pass(network, pieces: list[dict], key: tuple, gradients, device: torc
     """Adds up the parameters' gradients, under the dropout masks of the first pass."""
     sizes = [len(tokens["input_ids"]) for tokens in pieces]
     for number, cached in enumerate(zip(*(gradient.split(sizes) for gradient in gradients), strict=True)):
-        seed_dropout(*key, number)
         # DistributedDataParallel averages over the ranks once, with the last piece.
-        with network.no_sync() if ranks() > 1 and number + 1 < len(pieces) else contextlib.nullcontext():
-            with autocast(device, precision):
-                outputs = network(**pieces[number])
+        with network.no_sync() if WORLD_SIZE > 1 and number + 1 < len(pieces) else contextlib.nullcontext():
+            outputs = forward(network, pieces[number], (*key, number), device, precision)
             sum((output * gradient).sum() for output, gradient in zip(outputs, cached, strict=True)).backward()
 
 
@@ -768,36 +754,30 @@ class Training:
 
     def save(self, file: Path) -> None:
         """One safetensors file, which holds no code; it appears whole or not at all."""
-        tensors = {f"model/{name}": weight for name, weight in self.model.state_dict().items()}
-        tensors |= {f"best/{name}": weight for name, weight in self.best_weights.items()}
-        tensors |= {f"{kind}/{name}": moment for name, parameter in self.model.named_parameters()
-                    for kind, moment in self.optimizer.state[parameter].items()}
+        optimizer = self.optimizer.state_dict()  # its state: moments by the parameter's number
+        groups = {"model": self.model.state_dict(), "best": self.best_weights, **optimizer["state"]}
+        tensors = {f"{group}/{name}": tensor for group, members in groups.items() for name, tensor in members.items()}
         facts = {name: getattr(self, name) for name in self.PLAIN} | {
-            "schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict(),
-            "seconds": time.perf_counter() - self.started}
+            "param_groups": optimizer["param_groups"], "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(), "seconds": time.perf_counter() - self.started}
         with whole(file) as part:
             save_file(tensors, part, metadata={"facts": json.dumps(facts)})
 
     @classmethod
     def load(cls, file: Path, model: Model, config: dict, device: torch.device) -> "Training":
+        groups: dict[str, dict[str, Tensor]] = {"best": {}}
         try:
             with safe_open(file, "pt") as stored:
                 facts = json.loads(stored.metadata()["facts"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no dict
+                for key in stored.keys():  # noqa: SIM118  # no dict
+                    group, name = key.split("/", 1)
+                    groups.setdefault(group, {})[name] = stored.get_tensor(key)
             self = cls(model, config, device, facts["classifier_only"])
-            parameters, weights = dict(model.named_parameters()), {}
-            for kind, name in (key.split("/", 1) for key in tensors):
-                tensor = tensors[f"{kind}/{name}"]
-                if kind == "best":
-                    self.best_weights[name] = tensor
-                elif kind == "model":
-                    weights[name] = tensor
-                else:
-                    self.optimizer.state[parameters[name]][kind] = tensor.to(device)
-            model.load_state_dict(weights)
+            model.load_state_dict(groups.pop("model"))
+            self.best_weights = groups.pop("best")
+            moments = {int(number): members for number, members in groups.items()}
+            self.optimizer.load_state_dict({"state": moments, "param_groups": facts["param_groups"]})
             self.schedule.load_state_dict(facts["schedule"])
-            for group, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
-                group["lr"] = lr
             self.scaler.load_state_dict(facts["scaler"])
         except torch.OutOfMemoryError:
             raise  # which is not the file's fault
@@ -818,28 +798,23 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
     model, device, optimizer, scaler = training.model, training.device, training.optimizer, training.scaler
     lam, tau, steps, precision = config["lam"], config["tau"], config["steps"], config["precision"]
     lam, result, already = 0.0 if training.classifier_only else lam, training.result, training.step
-    network: Any = nn.parallel.DistributedDataParallel(model) if ranks() > 1 else model
+    network: Any = nn.parallel.DistributedDataParallel(model) if WORLD_SIZE > 1 else model
     network = torch.compile(network, dynamic=True) if config["compile"] else network
     rng = np.random.default_rng(config["seed"])
     order = batches(train.labels.numpy(), config["batch_size"], config["sampler"], rng)
     order = itertools.islice(order, already, None)
 
     unread: list[Tensor] = []  # per step: loss, CE, SCL, its lowest and its collapsed value
-    hidden = True if rank() else None  # None: where there is no terminal
+    hidden = True if RANK else None  # None: where there is no terminal
     bar = tqdm(range(already + 1, steps + 1), config["run"], steps, initial=already, disable=hidden, leave=False)
     for step in bar:
         model.train(not training.classifier_only)
-        rows = np.split(next(order), ranks())[rank()]  # this process's share of the batch
+        rows = np.split(next(order), WORLD_SIZE)[RANK]  # this process's share of the batch
         size = config["micro_batch_size"] or len(rows)
         parts = [train.batch(rows[start : start + size], device) for start in range(0, len(rows), size)]
         pieces, labels = [tokens for tokens, _ in parts], torch.cat([labels for _, labels in parts])  # (B, T), (B,)
-        key = (config["seed"], step, rank())
-        if len(pieces) == 1:
-            seed_dropout(*key)
-            with autocast(device, precision):
-                class_logits, features = network(**pieces[0])  # (B, C), (B, D)
-        else:
-            class_logits, features = first_pass(network, pieces, key, device, precision)
+        key = (config["seed"], step, RANK)
+        class_logits, features = first_pass(network, pieces, key, device, precision)  # (B, C), (B, D)
         all_logits, all_features, labels = gather_batch(class_logits.float(), features.float(), labels)  # of all ranks
         ce = F.cross_entropy(all_logits, labels)
         scl = scl_loss(all_features, labels, tau) if lam else torch.zeros_like(ce)
@@ -887,11 +862,12 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
                     training.best_weights = {name: w.cpu().clone() for name, w in model.state_dict().items()}
             bar.write(text)
         training.step = step
-        if state and (save or terminated) and not rank():
+        if state and (save or terminated) and not RANK:
             training.save(state)
         if terminated:
             anywhere(True, device)  # waits until it is written: torchrun ends all soon after the first
-            raise Terminated(f"terminated after step {step}, which {state} has; the same command goes on")
+            bar.write(f"terminated after step {step}, which {state} has; the same command goes on", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
     if training.best_weights:
         model.load_state_dict(training.best_weights)
     return result
@@ -900,13 +876,9 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
 TERMINATED: list[int] = []  # SIGTERM came: the step is finished first
 
 
-class Terminated(Exception):
-    pass
-
-
 def anywhere(flag: bool, device: torch.device) -> bool:
     """Whether it is set on any rank, so that all do the same."""
-    if ranks() == 1:
+    if WORLD_SIZE == 1:
         return flag
     flags = torch.tensor(float(flag), device=device)
     dist.all_reduce(flags)
@@ -934,7 +906,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
     record = config | result
     if "failed_step" in result:
         kept = ""
-        if save and result["best_step"] and not rank():
+        if save and result["best_step"] and not RANK:
             save_checkpoint(save, model, tokenizer, record)
             kept = f"; {save} keeps step {result['best_step']}, the best before"
         anywhere(True, device)  # waits until it is written
@@ -954,7 +926,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         "transformers": transformers.__version__,
         "commit": git_commit(),
     }
-    if save and not rank():
+    if save and not RANK:
         save_checkpoint(save, model, tokenizer, record)
     return record
 
@@ -971,13 +943,14 @@ def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which then takes the place of `path`, whole or not at all, on the disk itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with locked(path.parent):  # two processes may write the same
+    with synced(path.parent) as folder:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # two processes may write the same
         remove(part)  # of one who was killed here
         try:
             yield part
             for file in (part, *part.glob("*")):
-                with locked(file):
-                    pass  # but to have it on the disk before it appears
+                with synced(file):
+                    pass
             if path.is_dir():
                 remove(path)
             part.replace(path)
@@ -990,12 +963,11 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone with a file or a folder among our processes; what was done is on the disk itself when it ends."""
+def synced(path: Path) -> Iterator[int]:
+    """The descriptor of a file or a folder, which is on the disk itself when this ends."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -1015,16 +987,18 @@ Method: Gunel, Du, Conneau, Stoyanov: Supervised Contrastive Learning for Pre-tr
 def save_checkpoint(folder: Path, model: Model, tokenizer, record: dict) -> None:
     """A folder that transformers loads, its record and a model card beside the weights."""
     with whole(folder) as part:
-        model.save(part)
+        model.backbone.save_pretrained(part)
+        if model.head:
+            save_file(model.head.state_dict(), part / "head.safetensors")
         tokenizer.save_pretrained(part)
         (part / "record.json").write_text(json.dumps(record) + "\n")
         (part / "README.md").write_text(MODEL_CARD.format(**{"test_accuracy": None, **record}), encoding="utf-8")
 
 
 def read_records(file: Path) -> list[dict]:
-    """A record a line. A torn line, such as a full disk leaves, is said and left out."""
-    records = []
-    for row, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    """A record a line. A torn line, such as a kill or a full disk leaves, is said and left out."""
+    records, text = [], file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    for row, line in enumerate(text.splitlines(), start=1):
         try:
             records.append(dict(json.loads(line)))
         except (ValueError, TypeError):
@@ -1033,22 +1007,17 @@ def read_records(file: Path) -> list[dict]:
 
 
 def append_record(file: Path, record: dict) -> None:
-    """In one write, taken back if it fails half-way; a torn line before it is ended first. No run is in it twice."""
+    """Unless the file has that run, by another process that was faster; a torn line before it is ended first."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+b", buffering=0) as results:
+    with open(file, "a+b") as results:
         fcntl.flock(results, fcntl.LOCK_EX)
-        if record["run"] in {other.get("run") for other in read_records(file)}:  # another process was faster
+        if record["run"] in {other.get("run") for other in read_records(file)}:
             return
-        end = results.seek(0, os.SEEK_END)
-        results.seek(max(end - 1, 0))
-        line = (b"" if results.read() in (b"", b"\n") else b"\n") + json.dumps(record).encode() + b"\n"
-        try:
-            if results.write(line) < len(line):
-                raise OSError(f"{file}: no space left for a record")
-            os.fsync(results.fileno())
-        except OSError:
-            results.truncate(end)
-            raise
+        results.seek(0)
+        torn = results.read()[-1:] not in (b"", b"\n")
+        results.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
+        results.flush()
+        os.fsync(results.fileno())
 
 
 def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int, splits: tuple[Split, ...]) -> dict:
@@ -1058,7 +1027,7 @@ def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int
     steps, lr = args.max_steps or by_epochs, args.lr or (1e-3 if args.model == "demo" else 1e-5)
     config = {name: value for name, value in vars(args).items() if name not in ("epochs", "max_steps", *MACHINE_FLAGS)}
     config |= {"lam": lam, "tau": tau, "seed": seed, "lr": lr, "head_lr": args.head_lr or (1e-3 if lam == 1 else lr)}
-    config |= {"steps": steps, "eval_every": args.eval_every or math.ceil(steps / 10), "processes": ranks()}
+    config |= {"steps": steps, "eval_every": args.eval_every or math.ceil(steps / 10), "processes": WORLD_SIZE}
     for name, split in zip(("train", "validation", "test"), splits, strict=True):
         config |= {f"{name}_size": len(split), f"{name}_checksum": split.checksum}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
@@ -1080,7 +1049,7 @@ def sweep(args: argparse.Namespace) -> None:
     args.max_length = min(args.max_length, tokenizer.model_max_length)
     encode = functools.cache(lambda split: Encoded(split, tokenizer, args.max_length))
     results = Path(args.out, "results.jsonl")
-    done = {record.get("run"): record for record in (read_records(results) if results.exists() else [])}
+    done = {record.get("run"): record for record in read_records(results)}
     seeds = dict.fromkeys(args.seed)
     settings = dict.fromkeys((lam, tau if lam else None) for lam in args.lam for tau in args.tau)
     keep = args.save or len(settings) * len(seeds) == 1
@@ -1088,8 +1057,8 @@ def sweep(args: argparse.Namespace) -> None:
         train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
         if not len(validation):
             raise Mistake(f"argument --task: {args.task} leaves no row for validation; add a file, or fewer --shots")
-        if (size := min(args.batch_size, len(train))) % ranks():
-            raise Mistake(f"argument --batch-size: expected a multiple of {ranks()}, one share a process, got {size}"
+        if (size := min(args.batch_size, len(train))) % WORLD_SIZE:
+            raise Mistake(f"argument --batch-size: expected a multiple of {WORLD_SIZE}, one share a process, got {size}"
                           + (f", all there are of {args.batch_size}" if size < args.batch_size else ""))
         if args.noise == "backtranslation":
             train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
@@ -1104,7 +1073,7 @@ def sweep(args: argparse.Namespace) -> None:
                 print(json.dumps(done.get(config["run"])))
                 print(f"{config['run']} is done: its record above, its checkpoint {kept}; to run it anew, delete that "
                       f"line of {results} or choose another --out")
-                if not rank():
+                if not RANK:
                     state.unlink(missing_ok=True)  # of one who was killed between the two
                 continue
             torch.manual_seed(seed)
@@ -1113,7 +1082,7 @@ def sweep(args: argparse.Namespace) -> None:
             describe(config, model, train, data.label_names)
             parts = [encode(split) for split in (train, validation, test)]
             record = run(config, model, tokenizer, parts, device, folder if keep else None, state, args.save_every)
-            if not rank():
+            if not RANK:
                 append_record(results, record)
                 state.unlink(missing_ok=True)
             print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
@@ -1144,7 +1113,7 @@ def pick_device(name: str | None) -> torch.device:
         torch.cuda.set_device(device)
     if dist.is_torchelastic_launched() and not dist.is_initialized():  # by torchrun: one of several processes
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if rank():
+        if RANK:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the first tells what all do
     return device
 
@@ -1155,22 +1124,20 @@ def main(argv: list[str] | None = None) -> int:
         sweep(args)
         if dist.is_initialized():
             dist.destroy_process_group()
+        return 0
     except Mistake as mistake:
-        message, status = f"finetune.py: error: {mistake}", 2
+        message = str(mistake)
     except (OSError, SafetensorError) as error:  # a full disk is one or the other
-        message, status = f"finetune.py: error: {error}; {args.out} has what was finished, the same command goes on", 2
+        message = f"{error}; {args.out} has what was finished, the same command goes on"
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
-        message, status = "finetune.py: error: out of memory; a smaller --micro-batch-size gives the same gradient", 2
-    except Terminated as terminated:
-        message, status = str(terminated), 143
+        message = "out of memory; a smaller --micro-batch-size gives the same gradient"
     except KeyboardInterrupt:
-        message, status = f"interrupted: {args.out} has every finished run, the same command goes on", 130
-    else:
-        return 0
-    print(message, file=sys.stderr)
-    return status
+        print(f"interrupted: {args.out} has every finished run, the same command goes on", file=sys.stderr)
+        return 130
+    print(f"finetune.py: error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
