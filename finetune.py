@@ -159,10 +159,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --{one}: not together with --{other.replace('_', '-')}; choose one")
     if (args.noise is None) != (args.noise_level is None):
         parser.error("argument --noise: needs --noise-level, and the other way round: --noise label --noise-level 0.1")
-    if args.translators and args.noise != "backtranslation":
-        parser.error("argument --translators: goes with --noise backtranslation")
     if args.noise == "backtranslation":
         args.translators = args.translators or TRANSLATORS
+    elif args.translators:
+        parser.error("argument --translators: goes with --noise backtranslation")
     if args.noise and (args.noise_level == 0 if args.translators else args.noise_level > 1):
         wanted = "a temperature above 0" if args.translators else "a fraction"
         parser.error(f"argument --noise-level: expected {wanted} with --noise {args.noise}, got {args.noise_level:g}")
@@ -264,11 +264,18 @@ class Split:
     def take(self, rows: np.ndarray) -> "Split":
         return Split([self.texts[row] for row in rows], self.labels[rows])
 
-    def without(self, *others: "Split") -> "Split":
-        """The rows whose text, case and white space aside, is in none of the others."""
-        own, *taken = ([tuple(" ".join(text.lower().split()) for text in row) for row in split.texts]
-                       for split in (self, *others))
-        seen = set().union(*taken)
+    def draw(self, n: int | list[int], seed: int = SPLIT_SEED) -> "Split":
+        """A stratified draw of at most n rows, or of n[c] from each class c: a pure function of its arguments."""
+        rng = np.random.default_rng(seed)
+        shares = n if isinstance(n, list) else allot(np.bincount(self.labels, minlength=1), min(n, len(self)))
+        rows = [rng.permutation(np.flatnonzero(self.labels == label))[:share] for label, share in enumerate(shares)]
+        return self.take(np.sort(np.concatenate(rows)))
+
+    def without(self, other: "Split") -> "Split":
+        """The rows whose text, case and white space aside, is not in the other."""
+        own, others = ([tuple(" ".join(text.lower().split()) for text in row) for row in split.texts]
+                       for split in (self, other))
+        seen = set(others)
         return self.take(np.array([row for row, key in enumerate(own) if key not in seen], dtype=int))
 
     @functools.cached_property
@@ -354,16 +361,15 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
         splits = {name: read_split(file, spec) for name, file in files.items()} or load_hub(spec)
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
     if spec.hub and spec.test == "test":
-        test = test.take(stratified(test.labels, min(10_000, len(test)), SPLIT_SEED))
+        test = test.draw(10_000)
     elif spec.hub and few_shot:
-        official, test = test, test.take(stratified(test.labels, len(test) // 2, SPLIT_SEED))
-        rest = official.without(test)
-        validation = rest.take(stratified(rest.labels, min(500, len(rest)), SPLIT_SEED))
+        official, test = test, test.draw(len(test) // 2)
+        validation = official.without(test).draw(500)
     whole, train = train, train.without(test)
     if len(train) < len(whole):
         print(f"left out of train, for test holds the same text: {len(whole) - len(train)} of {len(whole)} rows")
     if validation is None and not few_shot:
-        validation = train.take(stratified(train.labels, min(len(test), len(train) // 10), SPLIT_SEED))
+        validation = train.draw(min(len(test), len(train) // 10))
     if validation is not None:
         validation = validation.without(test)
         train = train.without(validation)
@@ -422,14 +428,6 @@ def allot(sizes: np.ndarray, n: int) -> np.ndarray:
     return shares
 
 
-def stratified(labels: np.ndarray, n: int | list[int], seed: int) -> np.ndarray:
-    """Rows of a stratified draw of n, or of n[c] from each class c: a pure function of its arguments."""
-    rng = np.random.default_rng(seed)
-    shares = n if isinstance(n, list) else allot(np.bincount(labels, minlength=1), n)
-    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:share]
-                                   for label, share in enumerate(shares)]).astype(int))
-
-
 def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int) -> tuple[Split, Split, Split]:
     """(train, validation, test) with no text in two of them. lam and tau play no part: runs of a seed are paired."""
     pool, validation, test, names = data
@@ -442,11 +440,8 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
     if shots_per_class and shots_per_class > sizes.min():
         raise Mistake(f"argument --shots-per-class: expected at most {sizes.min()} (what train has of "
                       f"{names[sizes.argmin()]}), got {shots_per_class}")
-    train = pool.take(stratified(pool.labels, shots or [shots_per_class or 0] * len(names), seed))
-    if validation is None:
-        rest = pool.without(train)
-        validation = rest.take(stratified(rest.labels, min(500, len(rest)), SPLIT_SEED))
-    return train, validation, test
+    train = pool.draw(shots or [shots_per_class or 0] * len(names), seed)
+    return train, pool.without(train).draw(500) if validation is None else validation, test
 
 
 def add_noise(split: Split, kind: str, level: float, num_classes: int, seed: int) -> Split:
@@ -577,6 +572,7 @@ class Model(nn.Module):
         """The parameters after the features, which SCL gives no gradient; BERT's pooler is one of them."""
         encoder = "backbone." if self.head else f"backbone.{self.backbone.base_model_prefix}."
         return {name for name, _ in self.named_parameters() if not name.startswith(encoder) or ".pooler." in name}
+
 
 def fetch_model(model: str) -> str:
     """The local folder of a model. From the hub only safetensors come: nothing is ever unpickled."""
@@ -738,7 +734,7 @@ def second_pass(network, pieces: list[dict], key: tuple, gradients, device: torc
 class Training:
     """All that changes while a model trains. Between two steps `save` writes it, and `load` goes on from there."""
 
-    PLAIN = ("classifier_only", "step", "validated", "sums", "result")
+    PLAIN = ("classifier_only", "step", "sums", "result")
 
     def __init__(self, model: Model, config: dict, device: torch.device, classifier_only: bool = False):
         self.model, self.device, self.classifier_only = model, device, classifier_only
@@ -748,8 +744,8 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None}
-        self.step = self.validated = 0  # the last step, and the last that was validated
-        self.sums = [0.0] * 4  # since then: CE, SCL, its lowest and its collapsed value
+        self.step = 0  # the last one
+        self.sums = [0.0] * 4  # since the last validation: CE, SCL, its lowest and its collapsed value
         self.started = time.perf_counter()
 
     def save(self, file: Path) -> None:
@@ -834,18 +830,19 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
         save, read = bool(save_every and step % save_every == 0), validate or step % 20 == 0
         terminated = anywhere(bool(TERMINATED), device)
         if read or save or terminated:  # not at every step, since reading waits for the device
-            values = torch.stack(unread).cpu()  # (steps, 5)
-            finite = values[:, 0].isfinite()
-            if not finite.all():
-                result["failed_step"] = step + 1 - len(unread) + int(finite.logical_not().nonzero()[0])
+            values = torch.stack(unread).tolist()
+            failed = [at for at, row in enumerate(values, step + 1 - len(values)) if not math.isfinite(row[0])]
+            if failed:
+                result["failed_step"] = failed[0]
                 break
-            for row in values[:, 1:].tolist():
-                training.sums = [total + value for total, value in zip(training.sums, row, strict=True)]
+            for row in values:
+                training.sums = [total + value for total, value in zip(training.sums, row[1:], strict=True)]
             unread.clear()
-            bar.set_postfix(loss=f"{values[-1, 0]:.3f}", validation=result["validation_accuracy"])
+            bar.set_postfix(loss=f"{values[-1][0]:.3f}", validation=result["validation_accuracy"])
         if validate:
-            result["ce"], *scl_values = (total / (step - training.validated) for total in training.sums)
-            training.sums, training.validated = [0.0] * 4, step
+            since = step % config["eval_every"] or config["eval_every"]  # steps since the last validation
+            result["ce"], *scl_values = (total / since for total in training.sums)
+            training.sums = [0.0] * 4
             text = f"step {step}/{steps}  ce {result['ce']:.3f}"
             if lam:
                 result["scl"], result["scl_lowest"], result["scl_collapsed"] = scl_values
@@ -1111,7 +1108,7 @@ def pick_device(name: str | None) -> torch.device:
         autocast(device, "fp32")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if dist.is_torchelastic_launched() and not dist.is_initialized():  # by torchrun: one of several processes
+    if WORLD_SIZE > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if RANK:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the first tells what all do
