@@ -134,15 +134,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=positive, help="peak learning rate (default: 1e-5; demo model: 1e-3)")
     add("--head-lr", type=positive, help="of the classifier (default: --lr; with --lam 1: 1e-3)")
     add("--batch-size", type=whole, default=16, help="what SCL contrasts, over all processes (default: %(default)s)")
-    add("--micro-batch-size", type=whole, help="of each process at once, for batches larger than memory: the same "
-        "gradient, for a second forward pass (default: its whole share)")
+    add("--micro-batch-size", type=whole, help="of each process at once: less memory, a second forward pass")
     add("--epochs", type=positive, help="default: 10, but at least 200 steps")
     add("--max-steps", type=whole, help="length in steps instead")
     add("--eval-every", type=whole, help="steps from one validation to the next (default: a tenth of all)")
     add("--weight-decay", type=not_negative, default=0.1, help="default: %(default)s")
     add("--warmup-ratio", type=fraction, default=0.06, help="of the steps, then linear decay (default: %(default)s)")
-    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: two or more of each class "
-        "in every batch, as far as it has room")
+    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: two of each class a batch")
 
     add = parser.add_argument_group("machine and output").add_argument
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder; SCL stays in float32")
@@ -150,8 +148,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
     add("--out", default="runs", help="folder of records and checkpoints (default: %(default)s)")
     add("--save", action="store_true", help="keep the checkpoints of a sweep, too")
-    add("--save-every", type=whole, metavar="S", help="write all of the training's state every S steps; after a kill "
-        "the same command goes on from there, on a CPU bit for bit")
+    add("--save-every", type=whole, metavar="S", help="write all state every S steps: the same command goes on there")
 
     args = parser.parse_args(argv)
     for one, other in (("shots", "shots_per_class"), ("epochs", "max_steps")):
@@ -215,9 +212,8 @@ def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
 
 def check_model_folder(model: str, own_classifier: bool) -> None:
     folder = Path(model)
-    if not folder.is_dir() and model.count("/") <= 1 and model[0] not in "./~":
-        return  # a hub id, or demo
-    if not (folder / "config.json").is_file():
+    is_local = folder.is_dir() or model.count("/") > 1 or model[0] in "./~"  # not a hub id, nor demo
+    if is_local and not (folder / "config.json").is_file():
         raise Mistake(f"argument --model: {model} has no config.json; expected a hub id or a save_pretrained folder")
     if own_classifier and (folder / "head.safetensors").is_file():
         raise Mistake(f"argument --model: {model} was trained with --pooling mean or --ce-temperature; say so")
@@ -497,9 +493,8 @@ def translate(texts: list[str], model: str, temperature: float, device: torch.de
     results = []
     for start in tqdm(range(0, len(texts), EVAL_BATCH), f"translating by {model}", leave=False):
         tokens = tokenizer(texts[start : start + EVAL_BATCH], padding=True, truncation=True, return_tensors="pt")
-        longest = 2 * tokens["input_ids"].shape[1] + 10
         output = translator.generate(**tokens.to(device), do_sample=True, temperature=temperature, top_k=0, num_beams=1,
-                                     max_new_tokens=longest)
+                                     max_new_tokens=2 * tokens["input_ids"].shape[1] + 10)
         results += tokenizer.batch_decode(output, skip_special_tokens=True)
     return results
 
@@ -940,34 +935,31 @@ def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which then takes the place of `path`, whole or not at all, on the disk itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with synced(path.parent) as folder:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # two processes may write the same
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)  # two processes may write the same
+    try:
         remove(part)  # of one who was killed here
-        try:
-            yield part
-            for file in (part, *part.glob("*")):
-                with synced(file):
-                    pass
-            if path.is_dir():
-                remove(path)
-            part.replace(path)
-        finally:
-            remove(part)
+        yield part
+        for file in (part, *part.glob("*")):
+            sync(file)
+        if path.is_dir():
+            remove(path)
+        part.replace(path)
+        os.fsync(folder)
+    finally:
+        remove(part)
+        os.close(folder)
 
 
 def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def synced(path: Path) -> Iterator[int]:
-    """The descriptor of a file or a folder, which is on the disk itself when this ends."""
+def sync(path: Path) -> None:
+    """A file or a folder is on the disk itself afterwards."""
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 MODEL_CARD = """# {run}
