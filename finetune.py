@@ -544,9 +544,6 @@ class Model(nn.Module):
     a sequence classifier's own (cls) or a linear `head`, with `ce_temperature` T on the normalised features over T.
     """
 
-    backbone: transformers.PreTrainedModel
-    head: nn.Linear | None
-
     def __init__(self, backbone: transformers.PreTrainedModel, head: nn.Linear | None = None, pooling: str = "cls",
                  ce_temperature: float | None = None, classifier_is_new: bool = True):  # fmt: skip
         super().__init__()
@@ -787,8 +784,8 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
     training follows, with `classifier_only`: cross-entropy on frozen features, without dropout.
     """
     model, device, optimizer, scaler = training.model, training.device, training.optimizer, training.scaler
-    lam, tau, steps, precision = config["lam"], config["tau"], config["steps"], config["precision"]
-    lam, result, already = 0.0 if training.classifier_only else lam, training.result, training.step
+    lam, tau = 0.0 if training.classifier_only else config["lam"], config["tau"]
+    steps, precision, result, already = config["steps"], config["precision"], training.result, training.step
     network: Any = nn.parallel.DistributedDataParallel(model) if WORLD_SIZE > 1 else model
     network = torch.compile(network, dynamic=True) if config["compile"] else network
     rng = np.random.default_rng(config["seed"])
@@ -964,12 +961,10 @@ def sync(path: Path) -> None:
 
 MODEL_CARD = """# {run}
 
-{model}, fine-tuned on {task} by cross-entropy and supervised contrastive loss: {train_size} training examples (shots:
-{shots}, seed: {seed}), lam {lam}, tau {tau}, {pooling} pooling. Validation accuracy {validation_accuracy} at step
-{best_step} of {steps}, the best; test accuracy {test_accuracy}, on {test_size} examples. All settings: `record.json`.
-
-Method: Gunel, Du, Conneau, Stoyanov: Supervised Contrastive Learning for Pre-trained Language Model Fine-tuning, ICLR
-2021, https://arxiv.org/abs/2011.01403
+{model}, fine-tuned on {task} by cross-entropy and supervised contrastive loss (Gunel, Du, Conneau, Stoyanov, ICLR 2021,
+https://arxiv.org/abs/2011.01403): {train_size} training examples (shots: {shots}, seed: {seed}), lam {lam}, tau {tau},
+{pooling} pooling. Validation accuracy {validation_accuracy} at step {best_step} of {steps}, the best;
+test accuracy {test_accuracy}, on {test_size} examples. All settings: `record.json`.
 """
 
 
