@@ -171,7 +171,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.model = args.model or ("demo" if args.task == "demo" else DEFAULT_MODEL)
     try:
         task_files(args.task, args.data_dir)
-        check_model_folder(args.model, own_classifier=args.pooling == "cls" and not args.ce_temperature)
+        check_model_folder(args.model, args.pooling == "cls" and not args.ce_temperature)
         check_writable(Path(args.out))
     except Mistake as mistake:
         parser.error(str(mistake))
