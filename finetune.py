@@ -648,9 +648,8 @@ def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generato
             if sampler == "shuffled":
                 yield order[start : start + size]
             else:  # two of each of as many classes as fit, the rest from anywhere
-                classes = rng.permutation(len(members))[: max(size // 2, 1)]
-                two = (rng.choice(members[label], min(2, len(members[label])), replace=False) for label in classes)
-                pairs = np.concatenate([*two])
+                chosen = [members[label] for label in rng.permutation(len(members))[: max(size // 2, 1)]]
+                pairs = np.concatenate([rng.choice(rows, min(2, len(rows)), replace=False) for rows in chosen])
                 others = rng.choice(n, min(2 * size, n), replace=False)
                 yield np.concatenate([pairs, others[~np.isin(others, pairs)]])[:size]
 
@@ -878,10 +877,10 @@ def anywhere(flag: bool, device: torch.device) -> bool:
 
 
 def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torch.device, save: Path | None,
-        state: Path | None = None, save_every: int | None = None) -> dict:  # fmt: skip
+        state: Path, save_every: int | None) -> dict:  # fmt: skip
     """Train, test, save: the record. What is random comes from config["seed"], so a sweep changes nothing."""
     train, validation, test = data
-    if state and anywhere(state.is_file(), device):
+    if anywhere(state.is_file(), device):
         training = Training.load(state, model, config, device)
         print(f"going on from step {training.step}, which {state} has")
     else:
