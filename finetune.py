@@ -37,33 +37,32 @@ from typing import Any, NamedTuple
 class Task(NamedTuple):
     """A text classification task: where it lives on the hub, and in a folder of the classic GLUE layout."""
 
-    hub: str  # "" for a folder of one's own
-    config: str | None
-    hub_text: tuple[str, ...]
-    labels: tuple[str, ...]  # in the order of their numbers
     folder: str
-    text: tuple[str, ...]  # columns of the local file
+    config: str | None  # on the hub
+    hub_text: tuple[str, ...]  # columns
+    labels: tuple[str, ...]  # in the order of their numbers
+    text: tuple[str, ...] = ()  # columns of the local file, where they are others than on the hub
     label: str = "label"
     test: str = "dev"  # local file; GLUE keeps its test labels, so its validation set serves for test
-    header: tuple[str, ...] | None = None  # for a file without
+    header: tuple[str, ...] | None = None  # for a local file without
+    hub: str = "nyu-mll/glue"  # "" for a folder of one's own
 
 
-GLUE, SENTENCE, PAIR, POLARITY = "nyu-mll/glue", ("sentence",), ("sentence1", "sentence2"), ("negative", "positive")
-ENTAILMENT, QUESTIONS, QNLI = ("entailment", "not_entailment"), ("question1", "question2"), ("question", "sentence")
-NLI, MRPC = ("entailment", "neutral", "contradiction"), ("#1 String", "#2 String")
+SENTENCE, PAIR, POLARITY = ("sentence",), ("sentence1", "sentence2"), ("negative", "positive")
+ENTAILMENT, NLI = ("entailment", "not_entailment"), ("entailment", "neutral", "contradiction")
 TASKS = {
-    "sst2": Task(GLUE, "sst2", SENTENCE, POLARITY, "SST-2", SENTENCE),
-    "cola": Task(GLUE, "cola", SENTENCE, ("unacceptable", "acceptable"), "CoLA", SENTENCE,
+    "sst2": Task("SST-2", "sst2", SENTENCE, POLARITY),
+    "cola": Task("CoLA", "cola", SENTENCE, ("unacceptable", "acceptable"),
                  header=("source", "label", "mark", "sentence")),
-    "mrpc": Task(GLUE, "mrpc", PAIR, ("not_equivalent", "equivalent"), "MRPC", MRPC, "Quality"),
-    "rte": Task(GLUE, "rte", PAIR, ENTAILMENT, "RTE", PAIR),
-    "qnli": Task(GLUE, "qnli", QNLI, ENTAILMENT, "QNLI", QNLI),
-    "mnli": Task(GLUE, "mnli", ("premise", "hypothesis"), NLI, "MNLI", PAIR, "gold_label", "dev_matched"),
-    "qqp": Task(GLUE, "qqp", QUESTIONS, ("not_duplicate", "duplicate"), "QQP", QUESTIONS, "is_duplicate"),
-    "wnli": Task(GLUE, "wnli", PAIR, ("not_entailment", "entailment"), "WNLI", PAIR),
-    "amazon_polarity": Task("fancyzhx/amazon_polarity", None, ("content",), POLARITY, "AmazonPolarity", ("text",),
-                            test="test"),
-    "yelp_polarity": Task("fancyzhx/yelp_polarity", None, ("text",), POLARITY, "YelpPolarity", ("text",), test="test"),
+    "mrpc": Task("MRPC", "mrpc", PAIR, ("not_equivalent", "equivalent"), ("#1 String", "#2 String"), "Quality"),
+    "rte": Task("RTE", "rte", PAIR, ENTAILMENT),
+    "qnli": Task("QNLI", "qnli", ("question", "sentence"), ENTAILMENT),
+    "mnli": Task("MNLI", "mnli", ("premise", "hypothesis"), NLI, PAIR, "gold_label", "dev_matched"),
+    "qqp": Task("QQP", "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), label="is_duplicate"),
+    "wnli": Task("WNLI", "wnli", PAIR, ("not_entailment", "entailment")),
+    "amazon_polarity": Task("AmazonPolarity", None, ("content",), POLARITY, ("text",), test="test",
+                            hub="fancyzhx/amazon_polarity"),
+    "yelp_polarity": Task("YelpPolarity", None, ("text",), POLARITY, test="test", hub="fancyzhx/yelp_polarity"),
 }
 DEFAULT_MODEL = "FacebookAI/roberta-large"
 TRANSLATORS = ["Helsinki-NLP/opus-mt-en-de", "Helsinki-NLP/opus-mt-de-en"]
@@ -101,7 +100,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    whole, positive, fraction = number(int, "[1, inf)"), number(float, "(0, inf)"), number(float, "[0, 1]")
+    whole, fraction = number(int, "[1, inf)"), number(float, "[0, 1]")
+    positive, not_negative = number(float, "(0, inf)"), number(float, "[0, inf)")
 
     add = parser.add_argument_group("data").add_argument
     add("--task", required=True, help=f"{', '.join(TASKS)}; demo; or a folder with train.*, test.*, perhaps "
@@ -111,8 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--shots-per-class", type=whole, help="training examples of each class")
     add("--noise", choices=("label", "word", "backtranslation"), help="of the training sample: flip labels; drop and "
         "swap words; or add three back-translations of each example")
-    add("--noise-level", type=number(float, "[0, inf)"), help="which fraction of labels or words; which temperature of "
-        "translation")
+    add("--noise-level", type=not_negative, help="which fraction of labels or words; which temperature of translation")
     add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two sequence-to-sequence "
         f"models (default: {' '.join(TRANSLATORS)})")
     add("--max-length", type=number(int, "[3, inf)"), default=256, help="tokens, or the model's limit (default: 256)")
@@ -135,15 +134,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=positive, help="peak learning rate (default: 1e-5; demo model: 1e-3)")
     add("--head-lr", type=positive, help="of the classifier (default: --lr; with --lam 1: 1e-3)")
     add("--batch-size", type=whole, default=16, help="what SCL contrasts, over all processes (default: %(default)s)")
-    add("--micro-batch-size", type=whole, help="of each process at once, for batches larger than memory: the same "
-        "gradient, for a second forward pass (default: its whole share)")
+    add("--micro-batch-size", type=whole, help="of each process at once: less memory, a second forward pass")
     add("--epochs", type=positive, help="default: 10, but at least 200 steps")
     add("--max-steps", type=whole, help="length in steps instead")
     add("--eval-every", type=whole, help="steps from one validation to the next (default: a tenth of all)")
-    add("--weight-decay", type=number(float, "[0, inf)"), default=0.1, help="default: %(default)s")
+    add("--weight-decay", type=not_negative, default=0.1, help="default: %(default)s")
     add("--warmup-ratio", type=fraction, default=0.06, help="of the steps, then linear decay (default: %(default)s)")
-    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: two or more of each class "
-        "in every batch, as far as it has room")
+    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: two of each class a batch")
 
     add = parser.add_argument_group("machine and output").add_argument
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder; SCL stays in float32")
@@ -151,21 +148,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
     add("--out", default="runs", help="folder of records and checkpoints (default: %(default)s)")
     add("--save", action="store_true", help="keep the checkpoints of a sweep, too")
-    add("--save-every", type=whole, metavar="S", help="write all of the training's state every S steps; after a kill "
-        "the same command goes on from there, on a CPU bit for bit")
+    add("--save-every", type=whole, metavar="S", help="write all state every S steps: the same command goes on there")
 
     args = parser.parse_args(argv)
-    for name in ("lam", "tau", "seed"):
-        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
     for one, other in (("shots", "shots_per_class"), ("epochs", "max_steps")):
         if getattr(args, one) and getattr(args, other):
             parser.error(f"argument --{one}: not together with --{other.replace('_', '-')}; choose one")
     if (args.noise is None) != (args.noise_level is None):
         parser.error("argument --noise: needs --noise-level, and the other way round: --noise label --noise-level 0.1")
-    if args.translators and args.noise != "backtranslation":
-        parser.error("argument --translators: goes with --noise backtranslation")
     if args.noise == "backtranslation":
         args.translators = args.translators or TRANSLATORS
+    elif args.translators:
+        parser.error("argument --translators: goes with --noise backtranslation")
     if args.noise and (args.noise_level == 0 if args.translators else args.noise_level > 1):
         wanted = "a temperature above 0" if args.translators else "a fraction"
         parser.error(f"argument --noise-level: expected {wanted} with --noise {args.noise}, got {args.noise_level:g}")
@@ -177,7 +171,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.model = args.model or ("demo" if args.task == "demo" else DEFAULT_MODEL)
     try:
         task_files(args.task, args.data_dir)
-        check_model_folder(args.model, own_classifier=args.pooling == "cls" and not args.ce_temperature)
+        check_model_folder(args.model, args.pooling == "cls" and not args.ce_temperature)
         check_writable(Path(args.out))
     except Mistake as mistake:
         parser.error(str(mistake))
@@ -191,35 +185,35 @@ def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
     """The local files of a task by split; none for demo, nor for what comes from the hub."""
     if task.lower().replace("-", "") == "stsb":
         raise Mistake(f"argument --task: {task} is regression, and SCL needs classes; mrpc and qqp are such pairs")
-    if task in TASKS and data_dir:
+    if data_dir and task not in TASKS:
+        raise Mistake(f"argument --data-dir: goes with a named task, not with --task {task}")
+    if data_dir:
         folder = Path(data_dir, TASKS[task].folder)
         files = {"train": folder / "train.tsv", "test": folder / f"{TASKS[task].test}.tsv"}
         for file in files.values():
             if not file.is_file():
                 raise Mistake(f"argument --data-dir: no file {file}; expected GLUE's layout, DIR/SST-2/train.tsv")
         return files
-    if data_dir:
-        raise Mistake(f"argument --data-dir: goes with a named task, not with --task {task}")
     if task in TASKS or task == "demo":
         return {}
     if not Path(task).is_dir():
         raise Mistake(f"argument --task: {task} is neither a folder nor one of demo, {', '.join(TASKS)}")
-    suffixes = (".tsv", ".csv", ".jsonl", ".parquet")
-    present = {split: [file for suffix in suffixes if (file := Path(task, split + suffix)).is_file()]
-               for split in ("train", "validation", "test")}
-    for split, found in present.items():
+    suffixes, files = (".tsv", ".csv", ".jsonl", ".parquet"), {}
+    for split in ("train", "validation", "test"):
+        found = [file for suffix in suffixes if (file := Path(task, split + suffix)).is_file()]
         if len(found) > 1:
             raise Mistake(f"argument --task: {found[0]} and {found[1].name} are both there; keep one")
-        if not found and split != "validation":
+        if found:
+            files[split] = found[0]
+        elif split != "validation":
             raise Mistake(f"argument --task: {task} has no {split} file; expected {split} with {', '.join(suffixes)}")
-    return {split: found[0] for split, found in present.items() if found}
+    return files
 
 
 def check_model_folder(model: str, own_classifier: bool) -> None:
     folder = Path(model)
-    if not folder.is_dir() and model.count("/") <= 1 and model[0] not in "./~":
-        return  # a hub id, or demo
-    if not (folder / "config.json").is_file():
+    is_local = folder.is_dir() or model.count("/") > 1 or model[0] in "./~"  # not a hub id, nor demo
+    if is_local and not (folder / "config.json").is_file():
         raise Mistake(f"argument --model: {model} has no config.json; expected a hub id or a save_pretrained folder")
     if own_classifier and (folder / "head.safetensors").is_file():
         raise Mistake(f"argument --model: {model} was trained with --pooling mean or --ce-temperature; say so")
@@ -266,11 +260,18 @@ class Split:
     def take(self, rows: np.ndarray) -> "Split":
         return Split([self.texts[row] for row in rows], self.labels[rows])
 
-    def without(self, *others: "Split") -> "Split":
-        """The rows whose text, case and white space aside, is in none of the others."""
-        own, *taken = ([tuple(" ".join(text.lower().split()) for text in row) for row in split.texts]
-                       for split in (self, *others))
-        seen = set().union(*taken)
+    def draw(self, n: int | list[int], seed: int = SPLIT_SEED) -> "Split":
+        """A stratified draw of at most n rows, or of n[c] from each class c: a pure function of its arguments."""
+        rng = np.random.default_rng(seed)
+        shares = n if isinstance(n, list) else allot(np.bincount(self.labels, minlength=1), min(n, len(self)))
+        rows = [rng.permutation(np.flatnonzero(self.labels == label))[:share] for label, share in enumerate(shares)]
+        return self.take(np.sort(np.concatenate(rows)))
+
+    def without(self, other: "Split") -> "Split":
+        """The rows whose text, case and white space aside, is not in the other."""
+        own, others = ([tuple(" ".join(text.lower().split()) for text in row) for row in split.texts]
+                       for split in (self, other))
+        seen = set(others)
         return self.take(np.array([row for row, key in enumerate(own) if key not in seen], dtype=int))
 
     @functools.cached_property
@@ -308,7 +309,7 @@ def read_rows(file: Path, header: tuple[str, ...] | None = None) -> list[dict]:
 
 
 def read_split(file: Path, task: Task) -> Split:
-    rows, columns = read_rows(file, task.header), [*task.text, task.label]
+    rows, columns = read_rows(file, task.header), [*(task.text or task.hub_text), task.label]
     if missing := [column for column in columns if rows and column not in rows[0]]:
         raise Mistake(f"{file} has no column {missing[0]}; it has {', '.join(map(str, rows[0]))}")
     numbers = {str(label): label for label in range(len(task.labels))} if task.hub else {}  # GLUE writes 0 or a name
@@ -340,7 +341,7 @@ def own_task(train: Path) -> Task:
     if len(labels) == 1:
         raise Mistake(f"{train} has one label, {labels[0]}; expected two or more")
     text = ("text", "text_pair") if rows and "text_pair" in rows[0] else ("text",)
-    return Task("", None, (), tuple(labels), "", text, test="test")
+    return Task("", None, text, tuple(labels), hub="")
 
 
 def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
@@ -356,16 +357,15 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
         splits = {name: read_split(file, spec) for name, file in files.items()} or load_hub(spec)
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
     if spec.hub and spec.test == "test":
-        test = test.take(stratified(test.labels, min(10_000, len(test)), SPLIT_SEED))
+        test = test.draw(10_000)
     elif spec.hub and few_shot:
-        official, test = test, test.take(stratified(test.labels, len(test) // 2, SPLIT_SEED))
-        rest = official.without(test)
-        validation = rest.take(stratified(rest.labels, min(500, len(rest)), SPLIT_SEED))
+        official, test = test, test.draw(len(test) // 2)
+        validation = official.without(test).draw(500)
     whole, train = train, train.without(test)
     if len(train) < len(whole):
         print(f"left out of train, for test holds the same text: {len(whole) - len(train)} of {len(whole)} rows")
     if validation is None and not few_shot:
-        validation = train.take(stratified(train.labels, min(len(test), len(train) // 10), SPLIT_SEED))
+        validation = train.draw(min(len(test), len(train) // 10))
     if validation is not None:
         validation = validation.without(test)
         train = train.without(validation)
@@ -377,9 +377,8 @@ def load_hub(task: Task) -> dict[str, Split]:
     import datasets  # a second, for those who need it; and it looks only now whether the hub is there
 
     datasets.disable_progress_bars()
-    names = {"test": "test", "dev": "validation", "dev_matched": "validation_matched"}
     splits = {}
-    for split, name in (("train", "train"), ("test", names[task.test])):
+    for split, name in (("train", "train"), ("test", task.test.replace("dev", "validation"))):
         part = datasets.load_dataset(task.hub, task.config, split=name)
         texts = zip(*(part[column][:] for column in task.hub_text), strict=True)
         splits[split] = Split(list(texts), np.array(part["label"][:]))
@@ -409,7 +408,7 @@ def blame(flag: str, name: str, instead: str):
         yield
     except Mistake as mistake:
         raise Mistake(f"argument {flag}: {mistake}") from None
-    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, SafetensorError) as error:
         if huggingface_hub.is_offline_mode() and flag != "--device" and not os.path.exists(name):
             raise Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache; three ways out: "
                           "--data-dir with GLUE, --model (--translators) with a local folder, or --task demo") from None
@@ -425,14 +424,6 @@ def allot(sizes: np.ndarray, n: int) -> np.ndarray:
     return shares
 
 
-def stratified(labels: np.ndarray, n: int | list[int], seed: int) -> np.ndarray:
-    """Rows of a stratified draw of n, or of n[c] from each class c: a pure function of its arguments."""
-    rng = np.random.default_rng(seed)
-    shares = n if isinstance(n, list) else allot(np.bincount(labels, minlength=1), n)
-    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:share]
-                                   for label, share in enumerate(shares)]).astype(int))
-
-
 def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int) -> tuple[Split, Split, Split]:
     """(train, validation, test) with no text in two of them. lam and tau play no part: runs of a seed are paired."""
     pool, validation, test, names = data
@@ -445,11 +436,8 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
     if shots_per_class and shots_per_class > sizes.min():
         raise Mistake(f"argument --shots-per-class: expected at most {sizes.min()} (what train has of "
                       f"{names[sizes.argmin()]}), got {shots_per_class}")
-    train = pool.take(stratified(pool.labels, shots or [shots_per_class or 0] * len(names), seed))
-    if validation is None:
-        rest = pool.without(train)
-        validation = rest.take(stratified(rest.labels, min(500, len(rest)), SPLIT_SEED))
-    return train, validation, test
+    train = pool.draw(shots or [shots_per_class or 0] * len(names), seed)
+    return train, pool.without(train).draw(500) if validation is None else validation, test
 
 
 def add_noise(split: Split, kind: str, level: float, num_classes: int, seed: int) -> Split:
@@ -505,9 +493,8 @@ def translate(texts: list[str], model: str, temperature: float, device: torch.de
     results = []
     for start in tqdm(range(0, len(texts), EVAL_BATCH), f"translating by {model}", leave=False):
         tokens = tokenizer(texts[start : start + EVAL_BATCH], padding=True, truncation=True, return_tensors="pt")
-        longest = 2 * tokens["input_ids"].shape[1] + 10
         output = translator.generate(**tokens.to(device), do_sample=True, temperature=temperature, top_k=0, num_beams=1,
-                                     max_new_tokens=longest)
+                                     max_new_tokens=2 * tokens["input_ids"].shape[1] + 10)
         results += tokenizer.batch_decode(output, skip_special_tokens=True)
     return results
 
@@ -557,14 +544,11 @@ class Model(nn.Module):
     a sequence classifier's own (cls) or a linear `head`, with `ce_temperature` T on the normalised features over T.
     """
 
-    backbone: transformers.PreTrainedModel
-    head: nn.Linear | None
-
     def __init__(self, backbone: transformers.PreTrainedModel, head: nn.Linear | None = None, pooling: str = "cls",
-                 ce_temperature: float | None = None):  # fmt: skip
+                 ce_temperature: float | None = None, classifier_is_new: bool = True):  # fmt: skip
         super().__init__()
         self.backbone, self.head, self.pooling, self.ce_temperature = backbone, head, pooling, ce_temperature
-        self.classifier_is_new = True
+        self.classifier_is_new = classifier_is_new
 
     def forward(self, **tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.head is None:
@@ -580,11 +564,6 @@ class Model(nn.Module):
         """The parameters after the features, which SCL gives no gradient; BERT's pooler is one of them."""
         encoder = "backbone." if self.head else f"backbone.{self.backbone.base_model_prefix}."
         return {name for name, _ in self.named_parameters() if not name.startswith(encoder) or ".pooler." in name}
-
-    def save(self, folder: Path) -> None:
-        self.backbone.save_pretrained(folder)
-        if self.head:
-            save_file(self.head.state_dict(), folder / "head.safetensors")
 
 
 def fetch_model(model: str) -> str:
@@ -637,25 +616,26 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
             if "dropout" in name and isinstance(value, float):
                 setattr(config, name, dropout)
         if source == "demo":
-            backbone, new = auto.from_config(config), {"everything"}
+            backbone, new = auto.from_config(config), True
         else:
             backbone, info = auto.from_pretrained(
                 source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True)
-            new = {*info["missing_keys"], *info["mismatched_keys"]}
+            new = bool(info["missing_keys"] or info["mismatched_keys"])
     if own_classifier:
-        model = Model(backbone)
-        model.classifier_is_new = bool(new)
-        return model
-    head, file = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors")
-    model = Model(backbone, head, pooling, ce_temperature)
+        return Model(backbone, classifier_is_new=new)
+    head, file, new = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors"), True
     if file.is_file() and (trained := load_file(file))["weight"].shape == head.weight.shape:
         head.load_state_dict(trained)
-        model.classifier_is_new = False
-    return model
+        new = False
+    return Model(backbone, head, pooling, ce_temperature, new)
 
 
 # ------------------------------------------------------------ training
+
+RANK, WORLD_SIZE = 0, 1  # of one process; torchrun starts several
+if dist.is_torchelastic_launched():
+    RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -668,19 +648,10 @@ def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generato
             if sampler == "shuffled":
                 yield order[start : start + size]
             else:  # two of each of as many classes as fit, the rest from anywhere
-                classes = rng.permutation(len(members))[: max(size // 2, 1)]
-                two = (rng.choice(members[label], min(2, len(members[label])), replace=False) for label in classes)
-                pairs = np.concatenate([*two])
+                chosen = [members[label] for label in rng.permutation(len(members))[: max(size // 2, 1)]]
+                pairs = np.concatenate([rng.choice(rows, min(2, len(rows)), replace=False) for rows in chosen])
                 others = rng.choice(n, min(2 * size, n), replace=False)
                 yield np.concatenate([pairs, others[~np.isin(others, pairs)]])[:size]
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @torch.inference_mode()
@@ -693,11 +664,11 @@ def predict(model: Model, data: Encoded, device: torch.device, precision: str) -
     classes, width = model.backbone.config.num_labels, model.backbone.config.hidden_size
     order = np.argsort([len(tokens["input_ids"]) for tokens in data.tokens], kind="stable")
     outputs = torch.zeros(len(data.tokens), classes + width, device=device)
-    for start in range(rank() * EVAL_BATCH, len(order), ranks() * EVAL_BATCH):
+    for start in range(RANK * EVAL_BATCH, len(order), WORLD_SIZE * EVAL_BATCH):
         rows = order[start : start + EVAL_BATCH]
         with autocast(device, precision):
             outputs[rows] = torch.cat(model(**data.batch(rows, device)[0]), dim=1).float()
-    if dist.is_initialized():
+    if WORLD_SIZE > 1:
         dist.all_reduce(outputs)  # zeros but on one rank: exact
     results = outputs.cpu().numpy()
     return results[:, :classes], results[:, classes:]
@@ -719,9 +690,14 @@ def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.o
     return torch.optim.AdamW(groups.values(), betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
-def seed_dropout(*key: int) -> None:
-    """Dropout is a pure function of seed, step, rank and piece: it can be had again, and no random state is kept."""
+def forward(network, tokens: dict, key: tuple, device: torch.device, precision: str) -> tuple[Tensor, Tensor]:
+    """Class logits (B, C) and features (B, D); dropout is a pure function of the key: seed, step, rank and piece.
+
+    So the same masks can be had again, and no random state is kept.
+    """
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+    with autocast(device, precision):
+        return network(**tokens)
 
 
 # A batch larger than memory, --micro-batch-size. Accumulating gradients would contrast each piece only within itself.
@@ -729,14 +705,10 @@ def seed_dropout(*key: int) -> None:
 # batch yields the gradient of class logits and features; a second pass, piece by piece, takes it to the parameters.
 
 
-@torch.no_grad()
 def first_pass(network, pieces: list[dict], key: tuple, device: torch.device, precision: str) -> list[Tensor]:
-    """Class logits and features of all pieces, as leaves."""
-    outputs = []
-    for number, tokens in enumerate(pieces):
-        seed_dropout(*key, number)
-        with autocast(device, precision):
-            outputs.append(network(**tokens))
+    """Class logits and features of the batch: of one piece with its graph, of several without, as leaves."""
+    with torch.set_grad_enabled(len(pieces) == 1):
+        outputs = [forward(network, tokens, (*key, number), device, precision) for number, tokens in enumerate(pieces)]
     return [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]
 
 
@@ -744,18 +716,16 @@ def second_pass(network, pieces: list[dict], key: tuple, gradients, device: torc
     """Adds up the parameters' gradients, under the dropout masks of the first pass."""
     sizes = [len(tokens["input_ids"]) for tokens in pieces]
     for number, cached in enumerate(zip(*(gradient.split(sizes) for gradient in gradients), strict=True)):
-        seed_dropout(*key, number)
         # DistributedDataParallel averages over the ranks once, with the last piece.
-        with network.no_sync() if ranks() > 1 and number + 1 < len(pieces) else contextlib.nullcontext():
-            with autocast(device, precision):
-                outputs = network(**pieces[number])
+        with network.no_sync() if WORLD_SIZE > 1 and number + 1 < len(pieces) else contextlib.nullcontext():
+            outputs = forward(network, pieces[number], (*key, number), device, precision)
             sum((output * gradient).sum() for output, gradient in zip(outputs, cached, strict=True)).backward()
 
 
 class Training:
     """All that changes while a model trains. Between two steps `save` writes it, and `load` goes on from there."""
 
-    PLAIN = ("classifier_only", "step", "validated", "sums", "result")
+    PLAIN = ("classifier_only", "step", "sums", "result")
 
     def __init__(self, model: Model, config: dict, device: torch.device, classifier_only: bool = False):
         self.model, self.device, self.classifier_only = model, device, classifier_only
@@ -765,42 +735,36 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None}
-        self.step = self.validated = 0  # the last step, and the last that was validated
-        self.sums = [0.0] * 4  # since then: CE, SCL, its lowest and its collapsed value
+        self.step = 0  # the last one
+        self.sums = [0.0] * 4  # since the last validation: CE, SCL, its lowest and its collapsed value
         self.started = time.perf_counter()
 
     def save(self, file: Path) -> None:
         """One safetensors file, which holds no code; it appears whole or not at all."""
-        tensors = {f"model/{name}": weight for name, weight in self.model.state_dict().items()}
-        tensors |= {f"best/{name}": weight for name, weight in self.best_weights.items()}
-        tensors |= {f"{kind}/{name}": moment for name, parameter in self.model.named_parameters()
-                    for kind, moment in self.optimizer.state[parameter].items()}
+        optimizer = self.optimizer.state_dict()  # its state: moments by the parameter's number
+        groups = {"model": self.model.state_dict(), "best": self.best_weights, **optimizer["state"]}
+        tensors = {f"{group}/{name}": tensor for group, members in groups.items() for name, tensor in members.items()}
         facts = {name: getattr(self, name) for name in self.PLAIN} | {
-            "schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict(),
-            "seconds": time.perf_counter() - self.started}
+            "param_groups": optimizer["param_groups"], "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(), "seconds": time.perf_counter() - self.started}
         with whole(file) as part:
             save_file(tensors, part, metadata={"facts": json.dumps(facts)})
 
     @classmethod
     def load(cls, file: Path, model: Model, config: dict, device: torch.device) -> "Training":
+        groups: dict[str, dict[str, Tensor]] = {"best": {}}
         try:
             with safe_open(file, "pt") as stored:
                 facts = json.loads(stored.metadata()["facts"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no dict
+                for key in stored.keys():  # noqa: SIM118  # no dict
+                    group, name = key.split("/", 1)
+                    groups.setdefault(group, {})[name] = stored.get_tensor(key)
             self = cls(model, config, device, facts["classifier_only"])
-            parameters, weights = dict(model.named_parameters()), {}
-            for kind, name in (key.split("/", 1) for key in tensors):
-                tensor = tensors[f"{kind}/{name}"]
-                if kind == "best":
-                    self.best_weights[name] = tensor
-                elif kind == "model":
-                    weights[name] = tensor
-                else:
-                    self.optimizer.state[parameters[name]][kind] = tensor.to(device)
-            model.load_state_dict(weights)
+            model.load_state_dict(groups.pop("model"))
+            self.best_weights = groups.pop("best")
+            moments = {int(number): members for number, members in groups.items()}
+            self.optimizer.load_state_dict({"state": moments, "param_groups": facts["param_groups"]})
             self.schedule.load_state_dict(facts["schedule"])
-            for group, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
-                group["lr"] = lr
             self.scaler.load_state_dict(facts["scaler"])
         except torch.OutOfMemoryError:
             raise  # which is not the file's fault
@@ -819,30 +783,25 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
     training follows, with `classifier_only`: cross-entropy on frozen features, without dropout.
     """
     model, device, optimizer, scaler = training.model, training.device, training.optimizer, training.scaler
-    lam, tau, steps, precision = config["lam"], config["tau"], config["steps"], config["precision"]
-    lam, result, already = 0.0 if training.classifier_only else lam, training.result, training.step
-    network: Any = nn.parallel.DistributedDataParallel(model) if ranks() > 1 else model
+    lam, tau = 0.0 if training.classifier_only else config["lam"], config["tau"]
+    steps, precision, result, already = config["steps"], config["precision"], training.result, training.step
+    network: Any = nn.parallel.DistributedDataParallel(model) if WORLD_SIZE > 1 else model
     network = torch.compile(network, dynamic=True) if config["compile"] else network
     rng = np.random.default_rng(config["seed"])
     order = batches(train.labels.numpy(), config["batch_size"], config["sampler"], rng)
     order = itertools.islice(order, already, None)
 
     unread: list[Tensor] = []  # per step: loss, CE, SCL, its lowest and its collapsed value
-    hidden = True if rank() else None  # None: where there is no terminal
+    hidden = True if RANK else None  # None: where there is no terminal
     bar = tqdm(range(already + 1, steps + 1), config["run"], steps, initial=already, disable=hidden, leave=False)
     for step in bar:
         model.train(not training.classifier_only)
-        rows = np.split(next(order), ranks())[rank()]  # this process's share of the batch
+        rows = np.split(next(order), WORLD_SIZE)[RANK]  # this process's share of the batch
         size = config["micro_batch_size"] or len(rows)
         parts = [train.batch(rows[start : start + size], device) for start in range(0, len(rows), size)]
         pieces, labels = [tokens for tokens, _ in parts], torch.cat([labels for _, labels in parts])  # (B, T), (B,)
-        key = (config["seed"], step, rank())
-        if len(pieces) == 1:
-            seed_dropout(*key)
-            with autocast(device, precision):
-                class_logits, features = network(**pieces[0])  # (B, C), (B, D)
-        else:
-            class_logits, features = first_pass(network, pieces, key, device, precision)
+        key = (config["seed"], step, RANK)
+        class_logits, features = first_pass(network, pieces, key, device, precision)  # (B, C), (B, D)
         all_logits, all_features, labels = gather_batch(class_logits.float(), features.float(), labels)  # of all ranks
         ce = F.cross_entropy(all_logits, labels)
         scl = scl_loss(all_features, labels, tau) if lam else torch.zeros_like(ce)
@@ -862,18 +821,19 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
         save, read = bool(save_every and step % save_every == 0), validate or step % 20 == 0
         terminated = anywhere(bool(TERMINATED), device)
         if read or save or terminated:  # not at every step, since reading waits for the device
-            values = torch.stack(unread).cpu()  # (steps, 5)
-            finite = values[:, 0].isfinite()
-            if not finite.all():
-                result["failed_step"] = step + 1 - len(unread) + int(finite.logical_not().nonzero()[0])
+            values = torch.stack(unread).tolist()
+            failed = [at for at, row in enumerate(values, step + 1 - len(values)) if not math.isfinite(row[0])]
+            if failed:
+                result["failed_step"] = failed[0]
                 break
-            for row in values[:, 1:].tolist():
-                training.sums = [total + value for total, value in zip(training.sums, row, strict=True)]
+            for row in values:
+                training.sums = [total + value for total, value in zip(training.sums, row[1:], strict=True)]
             unread.clear()
-            bar.set_postfix(loss=f"{values[-1, 0]:.3f}", validation=result["validation_accuracy"])
+            bar.set_postfix(loss=f"{values[-1][0]:.3f}", validation=result["validation_accuracy"])
         if validate:
-            result["ce"], *scl_values = (total / (step - training.validated) for total in training.sums)
-            training.sums, training.validated = [0.0] * 4, step
+            since = step % config["eval_every"] or config["eval_every"]  # steps since the last validation
+            result["ce"], *scl_values = (total / since for total in training.sums)
+            training.sums = [0.0] * 4
             text = f"step {step}/{steps}  ce {result['ce']:.3f}"
             if lam:
                 result["scl"], result["scl_lowest"], result["scl_collapsed"] = scl_values
@@ -890,11 +850,12 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
                     training.best_weights = {name: w.cpu().clone() for name, w in model.state_dict().items()}
             bar.write(text)
         training.step = step
-        if state and (save or terminated) and not rank():
+        if state and (save or terminated) and not RANK:
             training.save(state)
         if terminated:
             anywhere(True, device)  # waits until it is written: torchrun ends all soon after the first
-            raise Terminated(f"terminated after step {step}, which {state} has; the same command goes on")
+            bar.write(f"terminated after step {step}, which {state} has; the same command goes on", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
     if training.best_weights:
         model.load_state_dict(training.best_weights)
     return result
@@ -903,13 +864,9 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
 TERMINATED: list[int] = []  # SIGTERM came: the step is finished first
 
 
-class Terminated(Exception):
-    pass
-
-
 def anywhere(flag: bool, device: torch.device) -> bool:
     """Whether it is set on any rank, so that all do the same."""
-    if ranks() == 1:
+    if WORLD_SIZE == 1:
         return flag
     flags = torch.tensor(float(flag), device=device)
     dist.all_reduce(flags)
@@ -920,10 +877,10 @@ def anywhere(flag: bool, device: torch.device) -> bool:
 
 
 def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torch.device, save: Path | None,
-        state: Path | None = None, save_every: int | None = None) -> dict:  # fmt: skip
+        state: Path, save_every: int | None) -> dict:  # fmt: skip
     """Train, test, save: the record. What is random comes from config["seed"], so a sweep changes nothing."""
     train, validation, test = data
-    if state and anywhere(state.is_file(), device):
+    if anywhere(state.is_file(), device):
         training = Training.load(state, model, config, device)
         print(f"going on from step {training.step}, which {state} has")
     else:
@@ -937,7 +894,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
     record = config | result
     if "failed_step" in result:
         kept = ""
-        if save and result["best_step"] and not rank():
+        if save and result["best_step"] and not RANK:
             save_checkpoint(save, model, tokenizer, record)
             kept = f"; {save} keeps step {result['best_step']}, the best before"
         anywhere(True, device)  # waits until it is written
@@ -957,7 +914,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         "transformers": transformers.__version__,
         "commit": git_commit(),
     }
-    if save and not rank():
+    if save and not RANK:
         save_checkpoint(save, model, tokenizer, record)
     return record
 
@@ -974,60 +931,57 @@ def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which then takes the place of `path`, whole or not at all, on the disk itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with locked(path.parent):  # two processes may write the same
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)  # two processes may write the same
+    try:
         remove(part)  # of one who was killed here
-        try:
-            yield part
-            for file in (part, *part.glob("*")):
-                with locked(file):
-                    pass  # but to have it on the disk before it appears
-            if path.is_dir():
-                remove(path)
-            part.replace(path)
-        finally:
-            remove(part)
+        yield part
+        for file in (part, *part.glob("*")):
+            sync(file)
+        if path.is_dir():
+            remove(path)
+        part.replace(path)
+        os.fsync(folder)
+    finally:
+        remove(part)
+        os.close(folder)
 
 
 def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone with a file or a folder among our processes; what was done is on the disk itself when it ends."""
+def sync(path: Path) -> None:
+    """A file or a folder is on the disk itself afterwards."""
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 MODEL_CARD = """# {run}
 
-{model}, fine-tuned on {task} by cross-entropy and supervised contrastive loss: {train_size} training examples (shots:
-{shots}, seed: {seed}), lam {lam}, tau {tau}, {pooling} pooling. Validation accuracy {validation_accuracy} at step
-{best_step} of {steps}, the best; test accuracy {test_accuracy}, on {test_size} examples. All settings: `record.json`.
-
-Method: Gunel, Du, Conneau, Stoyanov: Supervised Contrastive Learning for Pre-trained Language Model Fine-tuning, ICLR
-2021, https://arxiv.org/abs/2011.01403
+{model}, fine-tuned on {task} by cross-entropy and supervised contrastive loss (Gunel, Du, Conneau, Stoyanov, ICLR 2021,
+https://arxiv.org/abs/2011.01403): {train_size} training examples (shots: {shots}, seed: {seed}), lam {lam}, tau {tau},
+{pooling} pooling. Validation accuracy {validation_accuracy} at step {best_step} of {steps}, the best;
+test accuracy {test_accuracy}, on {test_size} examples. All settings: `record.json`.
 """
 
 
 def save_checkpoint(folder: Path, model: Model, tokenizer, record: dict) -> None:
     """A folder that transformers loads, its record and a model card beside the weights."""
     with whole(folder) as part:
-        model.save(part)
+        model.backbone.save_pretrained(part)
+        if model.head:
+            save_file(model.head.state_dict(), part / "head.safetensors")
         tokenizer.save_pretrained(part)
         (part / "record.json").write_text(json.dumps(record) + "\n")
         (part / "README.md").write_text(MODEL_CARD.format(**{"test_accuracy": None, **record}), encoding="utf-8")
 
 
 def read_records(file: Path) -> list[dict]:
-    """A record a line. A torn line, such as a full disk leaves, is said and left out."""
-    records = []
-    for row, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    """A record a line. A torn line, such as a kill or a full disk leaves, is said and left out."""
+    records, text = [], file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    for row, line in enumerate(text.splitlines(), start=1):
         try:
             records.append(dict(json.loads(line)))
         except (ValueError, TypeError):
@@ -1036,22 +990,17 @@ def read_records(file: Path) -> list[dict]:
 
 
 def append_record(file: Path, record: dict) -> None:
-    """In one write, taken back if it fails half-way; a torn line before it is ended first. No run is in it twice."""
+    """Unless the file has that run, by another process that was faster; a torn line before it is ended first."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+b", buffering=0) as results:
+    with open(file, "a+b") as results:
         fcntl.flock(results, fcntl.LOCK_EX)
-        if record["run"] in {other.get("run") for other in read_records(file)}:  # another process was faster
+        if record["run"] in {other.get("run") for other in read_records(file)}:
             return
-        end = results.seek(0, os.SEEK_END)
-        results.seek(max(end - 1, 0))
-        line = (b"" if results.read() in (b"", b"\n") else b"\n") + json.dumps(record).encode() + b"\n"
-        try:
-            if results.write(line) < len(line):
-                raise OSError(f"{file}: no space left for a record")
-            os.fsync(results.fileno())
-        except OSError:
-            results.truncate(end)
-            raise
+        results.seek(0)
+        torn = results.read()[-1:] not in (b"", b"\n")
+        results.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
+        results.flush()
+        os.fsync(results.fileno())
 
 
 def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int, splits: tuple[Split, ...]) -> dict:
@@ -1061,7 +1010,7 @@ def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int
     steps, lr = args.max_steps or by_epochs, args.lr or (1e-3 if args.model == "demo" else 1e-5)
     config = {name: value for name, value in vars(args).items() if name not in ("epochs", "max_steps", *MACHINE_FLAGS)}
     config |= {"lam": lam, "tau": tau, "seed": seed, "lr": lr, "head_lr": args.head_lr or (1e-3 if lam == 1 else lr)}
-    config |= {"steps": steps, "eval_every": args.eval_every or math.ceil(steps / 10), "processes": ranks()}
+    config |= {"steps": steps, "eval_every": args.eval_every or math.ceil(steps / 10), "processes": WORLD_SIZE}
     for name, split in zip(("train", "validation", "test"), splits, strict=True):
         config |= {f"{name}_size": len(split), f"{name}_checksum": split.checksum}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
@@ -1083,15 +1032,16 @@ def sweep(args: argparse.Namespace) -> None:
     args.max_length = min(args.max_length, tokenizer.model_max_length)
     encode = functools.cache(lambda split: Encoded(split, tokenizer, args.max_length))
     results = Path(args.out, "results.jsonl")
-    done = {record.get("run"): record for record in (read_records(results) if results.exists() else [])}
-    settings = list(dict.fromkeys((lam, tau if lam else None) for lam in args.lam for tau in args.tau))
-    keep = args.save or len(settings) * len(args.seed) == 1
-    for seed in args.seed:
+    done = {record.get("run"): record for record in read_records(results)}
+    seeds = dict.fromkeys(args.seed)
+    settings = dict.fromkeys((lam, tau if lam else None) for lam in args.lam for tau in args.tau)
+    keep = args.save or len(settings) * len(seeds) == 1
+    for seed in seeds:
         train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
         if not len(validation):
             raise Mistake(f"argument --task: {args.task} leaves no row for validation; add a file, or fewer --shots")
-        if (size := min(args.batch_size, len(train))) % ranks():
-            raise Mistake(f"argument --batch-size: expected a multiple of {ranks()}, one share a process, got {size}"
+        if (size := min(args.batch_size, len(train))) % WORLD_SIZE:
+            raise Mistake(f"argument --batch-size: expected a multiple of {WORLD_SIZE}, one share a process, got {size}"
                           + (f", all there are of {args.batch_size}" if size < args.batch_size else ""))
         if args.noise == "backtranslation":
             train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
@@ -1106,7 +1056,7 @@ def sweep(args: argparse.Namespace) -> None:
                 print(json.dumps(done.get(config["run"])))
                 print(f"{config['run']} is done: its record above, its checkpoint {kept}; to run it anew, delete that "
                       f"line of {results} or choose another --out")
-                if not rank():
+                if not RANK:
                     state.unlink(missing_ok=True)  # of one who was killed between the two
                 continue
             torch.manual_seed(seed)
@@ -1115,7 +1065,7 @@ def sweep(args: argparse.Namespace) -> None:
             describe(config, model, train, data.label_names)
             parts = [encode(split) for split in (train, validation, test)]
             record = run(config, model, tokenizer, parts, device, folder if keep else None, state, args.save_every)
-            if not rank():
+            if not RANK:
                 append_record(results, record)
                 state.unlink(missing_ok=True)
             print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
@@ -1144,9 +1094,9 @@ def pick_device(name: str | None) -> torch.device:
         autocast(device, "fp32")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if dist.is_torchelastic_launched() and not dist.is_initialized():  # by torchrun: one of several processes
+    if WORLD_SIZE > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if rank():
+        if RANK:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the first tells what all do
     return device
 
@@ -1157,22 +1107,20 @@ def main(argv: list[str] | None = None) -> int:
         sweep(args)
         if dist.is_initialized():
             dist.destroy_process_group()
+        return 0
     except Mistake as mistake:
-        message, status = f"finetune.py: error: {mistake}", 2
+        message = str(mistake)
     except (OSError, SafetensorError) as error:  # a full disk is one or the other
-        message, status = f"finetune.py: error: {error}; {args.out} has what was finished, the same command goes on", 2
+        message = f"{error}; {args.out} has what was finished, the same command goes on"
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
-        message, status = "finetune.py: error: out of memory; a smaller --micro-batch-size gives the same gradient", 2
-    except Terminated as terminated:
-        message, status = str(terminated), 143
+        message = "out of memory; a smaller --micro-batch-size gives the same gradient"
     except KeyboardInterrupt:
-        message, status = f"interrupted: {args.out} has every finished run, the same command goes on", 130
-    else:
-        return 0
-    print(message, file=sys.stderr)
-    return status
+        print(f"interrupted: {args.out} has every finished run, the same command goes on", file=sys.stderr)
+        return 130
+    print(f"finetune.py: error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -39,10 +39,7 @@ def test_cached_gradients_are_those_of_all_pieces_at_once(pooling, size):
     model.double().train()
     pieces, labels = zip(*(train.batch(np.arange(16)[i : i + size], device) for i in range(0, 16, size)), strict=True)
 
-    outputs = []
-    for number, tokens in enumerate(pieces):
-        finetune.seed_dropout(5, number)
-        outputs.append(model(**tokens))
+    outputs = [finetune.forward(model, tokens, (5, number), device, "fp32") for number, tokens in enumerate(pieces)]
     class_logits, features = (torch.cat(part) for part in zip(*outputs, strict=True))
     expected = ce_scl_loss(class_logits, features, torch.cat(labels))
     expected.backward()
