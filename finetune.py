@@ -990,17 +990,21 @@ def read_records(file: Path) -> list[dict]:
 
 
 def append_record(file: Path, record: dict) -> None:
-    """Unless the file has that run, by another process that was faster; a torn line before it is ended first."""
+    """Whole or not at all, and unless another process was faster; a torn line before it is ended first."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+b") as results:
+    with open(file, "ab", buffering=0) as results:
         fcntl.flock(results, fcntl.LOCK_EX)
         if record["run"] in {other.get("run") for other in read_records(file)}:
             return
-        results.seek(0)
-        torn = results.read()[-1:] not in (b"", b"\n")
-        results.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
-        results.flush()
-        os.fsync(results.fileno())
+        size, torn = file.stat().st_size, file.read_bytes()[-1:] not in (b"", b"\n")
+        line = (b"\n" if torn else b"") + json.dumps(record).encode() + b"\n"
+        try:
+            if results.write(line) < len(line):
+                raise OSError(f"{file}: no space left for a record")
+            os.fsync(results.fileno())
+        except OSError:
+            results.truncate(size)
+            raise
 
 
 def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int, splits: tuple[Split, ...]) -> dict:

@@ -83,18 +83,18 @@ def records() -> list[dict]:
 
 def table() -> None:
     few_shot = evaluate.read_arms([str(HERE / "few-shot.jsonl")])
+    tuned = {setting[:2]: methods for setting, methods in few_shot.items() if "mean" in setting}
     arms: dict[tuple, evaluate.Arm] = {}
     for record in records():
-        arms.setdefault((record["task"], record["shots"], record["method"]), {})[record["seed"]] = record
+        arms.setdefault((record["task"], str(record["shots"]), record["method"]), {})[record["seed"]] = record
     rows = []
     for (task, shots, method), arm in arms.items():
         test = evaluate.values(arm, "test_accuracy")
-        row = [task, shots, method, evaluate.percent(test.mean(), test.std(ddof=1)), len(arm)]
+        rows.append([task, shots, method, evaluate.percent(test.mean(), test.std(ddof=1)), len(arm)])
         for key in (evaluate.CE, evaluate.CE_SCL):
-            (tuned,) = [methods[key] for setting, methods in few_shot.items()
-                        if (setting[0], setting[1]) == (task, str(shots)) and "POOLING" in setting]
-            row.append(evaluate.interval(evaluate.paired_differences(tuned, arm, "train", "test")))
-        rows.append(row)
+            ours = tuned.get((task, shots), {}).get(key, {})
+            differences = evaluate.paired_differences(ours, arm, "train", "test")
+            rows[-1].append(evaluate.interval(differences) if len(differences) > 1 else "")
     evaluate.print_table(["task", "shots", "instead", "all seeds", "n", "CE minus it [95 %]",
                           "CE + SCL minus it [95 %]"], rows)
 

@@ -36,7 +36,7 @@ def test_the_demo_commands_run_offline_in_their_order(folder):
     """A few steps each: the command as it stands, with --max-steps behind it."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": path}
-    demo = [c for c in COMMANDS if "--task demo" in c or (c.startswith("python eval.py") and "runs/" in c)]
+    demo = [c for c in COMMANDS if "--task demo" in c or re.search(r"eval\.py.* runs/(demo|results)", c)]
     assert sum("finetune.py" in command for command in demo) >= 2
     for name in ("score", "tsne", "grid", "table"):
         assert any(f"eval.py {name}" in command for command in demo)
@@ -73,11 +73,26 @@ def test_every_flag_of_the_readme_exists():
 
 @pytest.mark.parametrize("page", [README, RESULTS], ids=["README.md", "results/README.md"])
 def test_the_tables_are_what_eval_prints(page, capsys, monkeypatch):
-    """Each `python eval.py table results/...` has its rows below it, character by character."""
+    """Each `python eval.py table results/...` has its rows and its runs below it, character by character."""
     monkeypatch.chdir(ROOT)
     commands = re.findall(r"^python eval.py (table results/.*)$", page, flags=re.MULTILINE)
     assert commands
     for command in commands:
         assert evaluate.main(shlex.split(command)) == 0
-        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-        assert "\n".join(rows) in page
+        lines = capsys.readouterr().out.splitlines()
+        assert "\n".join(line for line in lines if line.startswith("|")) in page
+        assert next(line for line in lines if re.match(r"\d+ runs? of ", line)) in page
+
+
+def test_the_baselines_are_what_their_records_say():
+    done = subprocess.run([sys.executable, "results/baselines.py", "table"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() in README, done.stderr
+
+
+def test_every_command_of_the_experiments_parses(monkeypatch):
+    monkeypatch.setattr(finetune, "task_files", lambda *_: {})
+    printed = subprocess.run(["bash", "results/experiments.sh"], cwd=ROOT, capture_output=True, text=True).stdout
+    commands = printed.splitlines()
+    assert len(commands) > 40
+    for command in commands:
+        finetune.parse_args(shlex.split(command)[2:])
