@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -432,4 +433,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     sys.exit(main())

@@ -1,7 +1,7 @@
 """What one would try instead of fine-tuning, on the samples and splits of finetune.py.
 
     pip install setfit==1.2.0
-    python results/baselines.py            # appends to results/baselines.jsonl what it lacks
+    python results/baselines.py            # appends to results/baselines/results.jsonl what it lacks
     python results/baselines.py table      # logistic regression and SetFit beside few-shot.jsonl, in markdown
 
 Logistic regression of scikit-learn on standardised features of the frozen encoder, its first token or its mean.
@@ -27,7 +27,7 @@ import eval as evaluate  # noqa: E402
 import finetune  # noqa: E402
 
 ENCODER, GLUE, STEPS = "all-MiniLM-L6-v2", "glue", 200
-RESULTS = HERE / "baselines.jsonl"
+RESULTS = HERE / "baselines" / "results.jsonl"
 
 
 def frozen_features(splits: list[finetune.Split], tokenizer, pooling: str, names: tuple[str, ...]) -> list[np.ndarray]:
