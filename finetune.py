@@ -100,15 +100,15 @@ class Parser(argparse.ArgumentParser):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    whole, fraction = number(int, "[1, inf)"), number(float, "[0, 1]")
+    count, fraction = number(int, "[1, inf)"), number(float, "[0, 1]")
     positive, not_negative = number(float, "(0, inf)"), number(float, "[0, inf)")
 
     add = parser.add_argument_group("data").add_argument
     add("--task", required=True, help=f"{', '.join(TASKS)}; demo; or a folder with train.*, test.*, perhaps "
         "validation.* (tsv, csv, jsonl, parquet; columns text, label, perhaps text_pair)")
     add("--data-dir", help="read a named task from DIR/SST-2/train.tsv and so on, GLUE's layout, not from the hub")
-    add("--shots", type=whole, help="training examples in total, stratified (default: all)")
-    add("--shots-per-class", type=whole, help="training examples of each class")
+    add("--shots", type=count, help="training examples in total, stratified (default: all)")
+    add("--shots-per-class", type=count, help="training examples of each class")
     add("--noise", choices=("label", "word", "backtranslation"), help="of the training sample: flip labels; drop and "
         "swap words; or add three back-translations of each example")
     add("--noise-level", type=not_negative, help="which fraction of labels or words; which temperature of translation")
@@ -133,11 +133,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("training (defaults: the paper's, else fairseq's for GLUE)").add_argument
     add("--lr", type=positive, help="peak learning rate (default: 1e-5; demo model: 1e-3)")
     add("--head-lr", type=positive, help="of the classifier (default: --lr; with --lam 1: 1e-3)")
-    add("--batch-size", type=whole, default=16, help="what SCL contrasts, over all processes (default: %(default)s)")
-    add("--micro-batch-size", type=whole, help="of each process at once: less memory, a second forward pass")
+    add("--batch-size", type=count, default=16, help="what SCL contrasts, over all processes (default: %(default)s)")
+    add("--micro-batch-size", type=count, help="of each process at once: less memory, a second forward pass")
     add("--epochs", type=positive, help="default: 10, but at least 200 steps")
-    add("--max-steps", type=whole, help="length in steps instead")
-    add("--eval-every", type=whole, help="steps from one validation to the next (default: a tenth of all)")
+    add("--max-steps", type=count, help="length in steps instead")
+    add("--eval-every", type=count, help="steps from one validation to the next (default: a tenth of all)")
     add("--weight-decay", type=not_negative, default=0.1, help="default: %(default)s")
     add("--warmup-ratio", type=fraction, default=0.06, help="of the steps, then linear decay (default: %(default)s)")
     add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: two of each class a batch")
@@ -148,7 +148,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
     add("--out", default="runs", help="folder of records and checkpoints (default: %(default)s)")
     add("--save", action="store_true", help="keep the checkpoints of a sweep, too")
-    add("--save-every", type=whole, metavar="S", help="write all state every S steps: the same command goes on there")
+    add("--save-every", type=count, metavar="S", help="write all state every S steps: the same command goes on there")
 
     args = parser.parse_args(argv)
     for one, other in (("shots", "shots_per_class"), ("epochs", "max_steps")):
@@ -361,9 +361,9 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
     elif spec.hub and few_shot:
         official, test = test, test.draw(len(test) // 2)
         validation = official.without(test).draw(500)
-    whole, train = train, train.without(test)
-    if len(train) < len(whole):
-        print(f"left out of train, for test holds the same text: {len(whole) - len(train)} of {len(whole)} rows")
+    given, train = train, train.without(test)
+    if len(train) < len(given):
+        print(f"left out of train, for test holds the same text: {len(given) - len(train)} of {len(given)} rows")
     if validation is None and not few_shot:
         validation = train.draw(min(len(test), len(train) // 10))
     if validation is not None:
