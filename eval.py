@@ -61,6 +61,7 @@ from finetune import (
     load_data,
     load_model,
     load_tokenizer,
+    method_name,
     pick_device,
     predict,
     read_records,
@@ -155,14 +156,6 @@ def print_table(header: list[str], rows: list[list]) -> None:
         print("| " + " | ".join(map(str, cells)) + " |")
 
 
-def method(record: dict) -> str:
-    if record["lam"] == 1:
-        return f"SCL ({record['tau']:g}), then CE"
-    if record["ce_temperature"]:
-        return f"CE on normalised features ({record['ce_temperature']:g})"
-    return f"CE + SCL ({record['lam']:g}, {record['tau']:g})" if record["lam"] else "CE"
-
-
 def shots(record: dict) -> str:
     return f"{record['shots_per_class']} a class" if record["shots_per_class"] else str(record["shots"] or "all")
 
@@ -185,7 +178,7 @@ def tsne(args: argparse.Namespace) -> None:
                           color=COLOURS[label % len(COLOURS)], marker=MARKERS[label % len(MARKERS)])
         accuracy = accuracy_score(labels, class_logits.argmax(axis=1))
         task = args.task or record["task"]
-        panel.set_title(f"{task}, N = {shots(record)}, {method(record)}\ntest accuracy {100 * accuracy:.1f} %")
+        panel.set_title(f"{task}, N = {shots(record)}, {method_name(record)}\ntest accuracy {100 * accuracy:.1f} %")
     for panel in panels:
         panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="t-SNE 1", ylabel="t-SNE 2")
     panels[0].legend()
@@ -248,16 +241,17 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
             record["model"] = re.sub(r"-lam[^/]*$", "", record["model"])  # CE and CE + SCL each go on from their own
             arms = settings.setdefault(tuple(str(record[name] or "") for name in SETTING), {})
             arm = arms.setdefault(tuple(record[name] for name in METHOD), {})
-            where = f"{record['task']}, N = {shots(record)}, {method(record)}"
+            where = f"{record['task']}, N = {shots(record)}, {method_name(record)}"
             if arm.get(record["seed"], {}).get("run") == record["run"]:
                 continue  # one run in two files
-            if record["seed"] in arm:
-                raise Mistake(f"argument RESULTS.jsonl: seed {record['seed']} is there twice for {where}; keep one")
             of_setting = next((other for filled in arms.values() for other in filled.values()), record)
             of_arm = next(iter(arm.values()), record)
             for name, other in [(name, of_arm) for name in TUNED] + [("test_checksum", of_setting)]:
                 if record[name] != other[name]:
-                    raise Mistake(f"argument RESULTS.jsonl: {where} mixes {name} {other[name]} and {record[name]}")
+                    raise Mistake(f"argument RESULTS.jsonl: {where} mixes {name} {other[name]} and {record[name]}: "
+                                  "keep them apart by --out")
+            if record["seed"] in arm:
+                raise Mistake(f"argument RESULTS.jsonl: seed {record['seed']} is there twice for {where}; keep one")
             arm[record["seed"]] = record
     if not settings:
         raise Mistake(f"argument RESULTS.jsonl: no record in {', '.join(files)}")
@@ -320,7 +314,7 @@ def paired_differences(arm: Arm, other: Arm, *splits: str) -> np.ndarray:
     seeds = [seed for seed in arm if seed in other]
     for seed, split in itertools.product(seeds, splits):
         if other[seed][f"{split}_checksum"] != arm[seed][f"{split}_checksum"]:
-            both = f"{method(other[seed])} and {method(arm[seed])}"
+            both = f"{method_name(other[seed])} and {method_name(arm[seed])}"
             raise Mistake(f"argument RESULTS.jsonl: {both} saw different {split} sets at seed {seed}")
     return np.array([arm[seed]["test_accuracy"] - other[seed]["test_accuracy"] for seed in seeds])
 
@@ -355,7 +349,7 @@ def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
         "eval_every": record["eval_every"] if record["eval_every"] != math.ceil(record["steps"] / 10) else None,
         "shots": shots(record),
         "translators": record["translators"] and " ".join(record["translators"]),
-        "method": method(record),
+        "method": method_name(record),
         "top 3 by validation": percent(*top_three(arm)) if n >= 10 else "",
         "all seeds": percent(test.mean(), test.std(ddof=1) if n > 1 else None),
         "n": n,

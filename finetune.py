@@ -120,14 +120,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lam", type=fraction, nargs="+", default=[0.9], help="weight of SCL against CE in Eq. 1; 0 is CE alone; 1 "
         "fits the classifier afterwards, on frozen features (default: 0.9)")
     add("--tau", type=positive, nargs="+", default=[0.3], help="temperature of SCL (default: 0.3)")
-    add("--seed", type=number(int, "[0, 4294967295]"), nargs="+", default=[0], help="of all that is random")
+    add("--seed", type=number(int, "[0, 4294967295]"), nargs="+", default=[0], help="of sample, weights, batches, "
+        "dropout (default: 0)")
     add("--ce-temperature", type=positive, metavar="T", help="with --lam 0: CE of a linear classifier on l2-normalised "
         "features over T, to tell what normalising alone does")
 
     add = parser.add_argument_group("model").add_argument
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; for demo: a tiny random one)")
     add("--pooling", choices=("cls", "mean"), default="cls", help="features: the last layer at the first token, with "
-        "the model's own classifier (the paper's); or its mean over tokens, with a linear one (for sentence encoders)")
+        "the model's own classifier (the paper's, the default); or its mean over tokens, with a linear one")
     add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="default: %(default)s")
 
     add = parser.add_argument_group("training (defaults: the paper's, else fairseq's for GLUE)").add_argument
@@ -140,10 +141,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--eval-every", type=count, help="steps from one validation to the next (default: a tenth of all)")
     add("--weight-decay", type=not_negative, default=0.1, help="default: %(default)s")
     add("--warmup-ratio", type=fraction, default=0.06, help="of the steps, then linear decay (default: %(default)s)")
-    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: two of each class a batch")
+    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: at least two examples "
+        "of a class in every batch, of as many classes as fit (default: %(default)s)")
 
     add = parser.add_argument_group("machine and output").add_argument
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder; SCL stays in float32")
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder; SCL is always in "
+        "float32 (default: %(default)s)")
     add("--compile", action="store_true", help="the encoder by torch.compile: for long runs")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
     add("--out", default="runs", help="folder of records and checkpoints (default: %(default)s)")
@@ -155,7 +158,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, one) and getattr(args, other):
             parser.error(f"argument --{one}: not together with --{other.replace('_', '-')}; choose one")
     if (args.noise is None) != (args.noise_level is None):
-        parser.error("argument --noise: needs --noise-level, and the other way round: --noise label --noise-level 0.1")
+        parser.error("argument --noise: goes with --noise-level, such as --noise label --noise-level 0.1 (a fraction) "
+                     "or --noise backtranslation --noise-level 0.7 (a temperature)")
     if args.noise == "backtranslation":
         args.translators = args.translators or TRANSLATORS
     elif args.translators:
@@ -431,7 +435,8 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
         assert validation is not None  # load_data cuts one
         return pool, validation, test
     if shots and not len(names) <= shots <= len(pool):
-        raise Mistake(f"argument --shots: expected {len(names)}, one a class, to {len(pool)}, all rows, got {shots}")
+        bounds = f"{len(names)} (one a class) to {len(pool)} (all of train)"
+        raise Mistake(f"argument --shots: expected {bounds}, got {shots}")
     sizes = np.bincount(pool.labels, minlength=len(names))
     if shots_per_class and shots_per_class > sizes.min():
         raise Mistake(f"argument --shots-per-class: expected at most {sizes.min()} (what train has of "
@@ -770,7 +775,7 @@ class Training:
             raise  # which is not the file's fault
         except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = str(error).split("\n")[0]
-            raise Mistake(f"{file} cannot be gone on from ({reason}); delete it to begin the run anew") from None
+            raise Mistake(f"{file} cannot be resumed ({reason}); delete it to begin the run anew") from None
         vars(self).update({name: facts[name] for name in self.PLAIN}, started=self.started - facts["seconds"])
         return self
 
@@ -960,22 +965,31 @@ def sync(path: Path) -> None:
 
 MODEL_CARD = """# {run}
 
-{model}, fine-tuned on {task} by cross-entropy and supervised contrastive loss (Gunel, Du, Conneau, Stoyanov, ICLR 2021,
-https://arxiv.org/abs/2011.01403): {train_size} training examples (shots: {shots}, seed: {seed}), lam {lam}, tau {tau},
-{pooling} pooling. Validation accuracy {validation_accuracy} at step {best_step} of {steps}, the best;
-test accuracy {test_accuracy}, on {test_size} examples. All settings: `record.json`.
+{model}, fine-tuned on {task} by {method}: {train_size} training examples, seed {seed}, {pooling} pooling. Best
+validation accuracy {validation_accuracy}, at step {best_step} of {steps}; test accuracy {test_accuracy}, on {test_size}
+examples. `record.json` has all settings. SCL, the supervised contrastive loss: Gunel, Du, Conneau, Stoyanov, ICLR 2021,
+https://arxiv.org/abs/2011.01403
 """
 
 
 def save_checkpoint(folder: Path, model: Model, tokenizer, record: dict) -> None:
     """A folder that transformers loads, its record and a model card beside the weights."""
+    facts = {"test_accuracy": None, **record, "method": method_name(record)}
     with whole(folder) as part:
         model.backbone.save_pretrained(part)
         if model.head:
             save_file(model.head.state_dict(), part / "head.safetensors")
         tokenizer.save_pretrained(part)
         (part / "record.json").write_text(json.dumps(record) + "\n")
-        (part / "README.md").write_text(MODEL_CARD.format(**{"test_accuracy": None, **record}), encoding="utf-8")
+        (part / "README.md").write_text(MODEL_CARD.format(**facts), encoding="utf-8")
+
+
+def method_name(record: dict) -> str:
+    if record["lam"] == 1:
+        return f"SCL ({record['tau']:g}), then CE"
+    if record["ce_temperature"]:
+        return f"CE on normalised features ({record['ce_temperature']:g})"
+    return f"CE + SCL ({record['lam']:g}, {record['tau']:g})" if record["lam"] else "CE"
 
 
 def read_records(file: Path) -> list[dict]:
@@ -1081,8 +1095,10 @@ def describe(config: dict, model: Model, train: Split, names: tuple[str, ...]) -
     counts = ", ".join(f"{count} {name}" for name, count in zip(names[:9], np.bincount(train.labels), strict=False))
     parameters, device = sum(p.numel() for p in model.parameters()), next(model.parameters()).device
     classifier = "a new classifier" if model.classifier_is_new else "its classifier"
+    noise = f" with {config['noise']} noise {config['noise_level']:g}" if config["noise"] else ""
     print(f"\n{config['run']}\n{config['model']} with {classifier}, {parameters / 1e6:.1f} M parameters, on {device}; "
-          f"{config['steps']} steps of {min(config['batch_size'], len(train))}; {len(train)} train ({counts}), "
+          f"{config['pooling']} pooling, lr {config['lr']:g}, {config['steps']} steps of "
+          f"{min(config['batch_size'], len(train))}; {len(train)} train{noise} ({counts}), "
           f"{config['validation_size']} validation, {config['test_size']} test")
     for text, label in zip(train.texts[:3], train.labels, strict=False):
         print(f"  {names[label]}: {' | '.join(text)[:100]}")
@@ -1121,7 +1137,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         message = "out of memory; a smaller --micro-batch-size gives the same gradient"
     except KeyboardInterrupt:
-        print(f"interrupted: {args.out} has every finished run, the same command goes on", file=sys.stderr)
+        print(f"interrupted: the same command goes on with the runs that {args.out} lacks, in this one from where "
+              "--save-every saved it last, else from its start", file=sys.stderr)
         return 130
     print(f"finetune.py: error: {message}", file=sys.stderr)
     return 2

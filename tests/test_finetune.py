@@ -323,7 +323,8 @@ def test_a_cls_checkpoint_is_an_ordinary_classifier(checkpoints):
     answers = classify(["on friday evening the plot was great .", "on friday evening the plot was dull ."])
     assert [answer["label"] for answer in answers] == ["positive", "negative"]
     card, record = ((checkpoints["cls"] / file).read_text() for file in ("README.md", "record.json"))
-    assert f"test accuracy {json.loads(record)['test_accuracy']}, on 300 examples" in card and "arxiv" in card
+    assert f"test accuracy {json.loads(record)['test_accuracy']}, on 300\nexamples" in card and "arxiv" in card
+    assert "by CE + SCL (0.9, 0.3): 20 training examples" in card
 
 
 def test_a_mean_checkpoint_is_an_encoder_with_a_head_beside_it(checkpoints):
@@ -428,8 +429,8 @@ def mistake(capsys, tmp_path, *flags):
     ("--task demo --noise label --noise-level 0.1 --translators a b", "argument --translators: goes with --noise"),
     ("--task demo --shots 9 --noise backtranslation --noise-level 1 --translators tests tests", "--translators: tests"),
     ("--task demo --lam 0 0.9 --ce-temperature 0.3", "argument --ce-temperature: goes with --lam 0, got --lam 0.0 0.9"),
-    ("--task demo --noise label", "argument --noise: needs --noise-level"),
-    ("--task demo --noise-level 0.1", "argument --noise: needs --noise-level"),
+    ("--task demo --noise label", "argument --noise: goes with --noise-level"),
+    ("--task demo --noise-level 0.1", "argument --noise: goes with --noise-level"),
     ("--task demo --pooling max", "argument --pooling: invalid choice: 'max'"),
     ("--task demo --lamb 0.5", "unrecognized arguments: --lamb"),
     ("--task demo --device cuda:99", "argument --device: cuda:99 cannot be used"),
@@ -466,7 +467,7 @@ GOOD = "text,label\na,0\nb,1\n"
     ("text,label\na,0\nb, and c,1\n", GOOD, "train.csv, row 2: a field is missing, or there is one too many"),
     ('text,label\na,0\n"b,1\n', GOOD, "train.csv cannot be read as csv: unexpected end"),
     (b"text,label\n\xff,0\n", GOOD, "train.csv cannot be read as csv: 'utf-8' codec"),
-    ("text,label\na,0\nb,1\nc,2\n", GOOD, "argument --shots: expected 3, one a class, to 1, all rows, got 2"),
+    ("text,label\na,0\nb,1\nc,2\n", GOOD, "argument --shots: expected 3 (one a class) to 1 (all of train), got 2"),
     (GOOD, "text,label\nc,0\n", "leaves no row for validation; add a file"),
 ])  # fmt: skip
 def test_mistakes_in_one_s_own_folder(capsys, tmp_path, train, test, message):

@@ -161,7 +161,7 @@ def test_a_state_that_is_cut_short_is_said_and_kept(tmp_path, capsys):
     state.write_bytes(state.read_bytes()[:1000])
     assert finetune.main(["--task", "demo", "--out", str(tmp_path), *STEADY]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"{state} cannot be gone on from" in error and "delete it" in error
+    assert error.count("\n") == 1 and f"{state} cannot be resumed" in error and "delete it" in error
     assert state.stat().st_size == 1000
 
 
