@@ -1,7 +1,8 @@
 """What one would try instead of fine-tuning, on the samples and splits of finetune.py.
 
     pip install setfit==1.2.0
-    python results/baselines.py            # appends to results/baselines/results.jsonl what it lacks
+    python results/baselines.py            # appends to results/baselines/results.jsonl what it lacks; needs glue
+                                           # and all-MiniLM-L6-v2 (see README.md) in the working folder
     python results/baselines.py table      # logistic regression and SetFit beside few-shot.jsonl, in markdown
 
 Logistic regression of scikit-learn on standardised features of the frozen encoder, its first token or its mean.
@@ -9,6 +10,7 @@ SetFit (Tunstall et al., 2022), for tasks of one sentence: contrastive training 
 own settings but for the length, which is that of CE + SCL here, 200 steps of 16.
 """
 
+import argparse
 import itertools
 import sys
 import time
@@ -27,6 +29,7 @@ import eval as evaluate  # noqa: E402
 import finetune  # noqa: E402
 
 ENCODER, GLUE, STEPS = "all-MiniLM-L6-v2", "glue", 200
+TASKS = ("sst2", "qnli", "mnli")
 RESULTS = HERE / "baselines" / "results.jsonl"
 
 
@@ -82,26 +85,29 @@ def table() -> None:
     few_shot = evaluate.read_arms([str(HERE / "few-shot.jsonl")])
     tuned = {setting[:2]: methods for setting, methods in few_shot.items() if "mean" in setting}
     arms: dict[tuple, evaluate.Arm] = {}
-    for record in records():
+    for record in sorted(records(), key=lambda record: (TASKS.index(record["task"]), record["shots"])):
         arms.setdefault((record["task"], str(record["shots"]), record["method"]), {})[record["seed"]] = record
     rows = []
     for (task, shots, method), arm in arms.items():
+        if (task, shots) not in tuned:
+            continue  # not fine-tuned yet
         test = evaluate.values(arm, "test_accuracy")
         rows.append([task, shots, method, evaluate.percent(test.mean(), test.std(ddof=1)), len(arm)])
         for key in (evaluate.CE, evaluate.CE_SCL):
-            ours = tuned.get((task, shots), {}).get(key, {})
-            differences = evaluate.paired_differences(ours, arm, "train", "test")
-            rows[-1].append(evaluate.interval(differences) if len(differences) > 1 else "")
+            differences = evaluate.paired_differences(tuned[task, shots][key], arm, "train", "test")
+            rows[-1].append(evaluate.interval(differences))
     evaluate.print_table(["task", "shots", "instead", "all seeds", "n", "CE minus it [95 %]",
                           "CE + SCL minus it [95 %]"], rows)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs="?", choices=["table"])
     transformers.logging.set_verbosity_error()
-    if sys.argv[1:] == ["table"]:
+    if parser.parse_args().command == "table":
         table()
     else:
-        for task, shots, pooling in itertools.product(("sst2", "qnli", "mnli"), (20, 100), ("cls", "mean")):
+        for task, shots, pooling in itertools.product(TASKS, (20, 100), ("cls", "mean")):
             run(task, shots, f"logistic regression, {pooling}", range(10))
         for shots in (20, 100):
             run("sst2", shots, "SetFit", range(5))

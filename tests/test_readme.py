@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
+import torch
+import transformers
 
 import eval as evaluate
 import finetune
@@ -21,7 +25,7 @@ def blocks(language, page=README):
     return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+COMMANDS = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +62,22 @@ def test_the_other_commands_parse(command, monkeypatch):
 
 
 def test_the_snippet_prints_what_it_says(folder):
-    (snippet,) = blocks("python")
+    snippet, _ = blocks("python")
     done = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True)
     expected = re.findall(r"print\(.*\)  # (.*)", snippet)
     assert expected and done.stdout.splitlines() == expected, done.stderr
+
+
+def test_the_snippet_for_a_mean_checkpoint_answers_as_finetune_does(checkpoints):
+    _, snippet = blocks("python")
+    folder, text = str(checkpoints["mean"]), re.search(r'\["(.*)"\], return_tensors', snippet)[1]
+    names = {"FOLDER": folder, "transformers": transformers, "safetensors": safetensors}
+    exec(snippet, names)
+    tokenizer = finetune.load_tokenizer(folder, "mean")
+    model = finetune.load_model(folder, "mean", finetune.POLARITY, tokenizer, 0.0)
+    split = finetune.Split([(text,)], np.array([0]))
+    class_logits, _ = finetune.predict(model, finetune.Encoded(split, tokenizer, 64), torch.device("cpu"), "fp32")
+    assert names["label"] == finetune.POLARITY[class_logits.argmax()]
 
 
 def test_every_flag_of_the_readme_exists():
