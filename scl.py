@@ -81,7 +81,7 @@ class _SCL(torch.autograd.Function):
     With g_i the incoming gradient, that of logit ij is g_i (exp(u_i.u_j - l_i) - [j in P(i)] / |P(i)|). Since
     logit ji is the same number, both meet in a symmetric W, whose row i needs row i of the logits alone:
         W_ij = g_i exp(u_i.u_j - l_i) + g_j exp(u_i.u_j - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|
-        dL/du_i = sum_j W_ij u_j, and normalising lets pass what of it is at right angles to u_i.
+        dL/du_i = sum_j W_ij u_j; through the normalisation goes the part of it at right angles to u_i.
     So two matrix products do it all; where the logits are not kept, a third makes them again.
     """
 
@@ -93,11 +93,11 @@ class _SCL(torch.autograd.Function):
         largest = largest.masked_fill(largest == 0, math.inf)  # a row of zeros stays one, with gradient 0
         u = features / largest  # (N, D)
         length = torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp(min=1) * temperature**0.5  # (N, 1)
-        u, length = u / length, length * largest
+        u, length = u / length, length * largest  # features / u, with the scaling by the largest undone
 
         buffer = None
         if chunk_size < len(u):  # results that lie between the blocks would fragment the memory
-            buffer = (u[:, :1] + labels[:, None]).repeat(1, 3)  # (N, 3); a sum, so that vmap batches it with either
+            buffer = (u[:, :1] + labels[:, None]).repeat(1, 3)  # (N, 3), to be overwritten; vmap batches it with either
         for start in range(0, max(len(u), 1), chunk_size):
             logits, positives = _block(u, labels, temperature, start, chunk_size)  # (c, N) each
             num_positives = positives.sum(dim=1, keepdim=True)  # (c, 1)
@@ -107,6 +107,7 @@ class _SCL(torch.autograd.Function):
             if buffer is not None:
                 buffer[start : start + chunk_size] = torch.cat(results, dim=1)
         loss, num_positives, log_denominator = results if buffer is None else buffer.split(1, dim=1)  # (N, 1)
+        # The loss, and what backward needs beside the inputs.
         return loss[:, 0], num_positives, log_denominator, u, length, logits if buffer is None else None
 
     @staticmethod
@@ -162,7 +163,7 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
     Args:
         class_logits: (N, C), any floating dtype: the classifier's output, before any softmax.
         features, labels, temperature: as in `scl_loss`; labels count from 0 to C-1.
-        lam: in [0, 1]. 0 is cross-entropy alone, exactly; 1 gives the classifier no gradient but zeros.
+        lam: in [0, 1]. 0 is cross-entropy alone, exactly; 1 gives the classifier zero gradient.
 
     Returns:
         Scalar, float32 (float64 for float64): both terms are means over the batch.
