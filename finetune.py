@@ -843,6 +843,8 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
             if lam:
                 result["scl"], result["scl_lowest"], result["scl_collapsed"] = scl_values
                 text += "  scl {:.3f} (lowest {:.3f}, collapsed {:.3f})".format(*scl_values)
+                if not any(scl_values):
+                    text += ": no batch of three or more held two of a class"
             if lam < 1:
                 predicted, _ = predict(model, validation, device, precision)
                 if not np.isfinite(predicted).all():  # the last update did it: the next loss would tell

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Prints the commands behind the records of this folder, one a line, those of the experiments named (default: all):
+# Prints commands, one a line: of tuning, few-shot, grid, noise, full, transfer or batch-size, as named (default: all).
+# Those that have run left NAME.jsonl, or tuning/results.jsonl, in this folder.
 #
 #     bash results/experiments.sh tuning | bash
-#     bash results/experiments.sh | OMP_NUM_THREADS=1 xargs -P 2 -I{} sh -c "{}"    # two at a time
+#     bash results/experiments.sh few-shot grid | OMP_NUM_THREADS=1 xargs -P 2 -I{} sh -c "{}"    # two at a time
 #
-# A record that exists is not computed again, so a cut-off run goes on where it stopped. `glue`, `transfer` and
+# A record that exists in runs/NAME is not computed again, so what was cut off goes on where it stopped. `glue`, `transfer` and
 # `all-MiniLM-L6-v2` are folders, or links to them.
 set -euo pipefail
 

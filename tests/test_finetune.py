@@ -52,6 +52,11 @@ def test_runs_of_a_seed_are_paired_and_seeds_differ(tmp_path):
     assert len({r["test_checksum"] for r in records}) == len({r["validation_checksum"] for r in records}) == 1
 
 
+def test_batches_that_cannot_contrast_are_said(tmp_path, capsys):
+    (record,) = run(tmp_path, "--shots", 20, "--batch-size", 2)
+    assert record["scl"] == 0 and "no batch of three or more held two of a class" in capsys.readouterr().out
+
+
 def test_lam_0_has_neither_tau_nor_scl(tmp_path):
     (record,) = run(tmp_path, "--shots", 20, "--lam", 0)
     assert record["tau"] is None and not [name for name in record if name.startswith("scl")]
