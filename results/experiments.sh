@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints commands, one a line: of tuning, few-shot, grid, noise, full, transfer or batch-size, as named (default: all).
+# Prints commands, one a line, of the experiments named (tuning few-shot same-length grid noise full transfer batch-size)
+# or of all.
 # Those that have run left NAME.jsonl, or tuning/results.jsonl, in this folder.
 #
 #     bash results/experiments.sh tuning | bash
@@ -54,6 +55,15 @@ few-shot() {
     done
 }
 
+# CE for as long as CE + SCL, whose runs are those of few-shot
+same-length() {
+    for task in qnli sst2; do
+        for method in "${ce/100/200}" "$scl"; do
+            run --task $task --shots 100 --seed $(seeds 10) $method
+        done
+    done
+}
+
 grid() {
     run --task sst2 --shots 100 --seed $(seeds 3) $ce
     for seed in $(seeds 3); do
@@ -95,6 +105,6 @@ batch-size() {
     done
 }
 
-for experiment in ${*:-tuning few-shot grid noise full transfer batch-size}; do
+for experiment in ${*:-tuning few-shot same-length grid noise full transfer batch-size}; do
     $experiment
 done
