@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints commands, one a line, of the experiments named (tuning few-shot same-length grid noise full transfer batch-size)
 # or of all.
-# Those that have run left NAME.jsonl, or tuning/results.jsonl, in this folder.
+# Those that have run left NAME.jsonl or NAME/results.jsonl in this folder.
 #
 #     bash results/experiments.sh tuning | bash
 #     bash results/experiments.sh few-shot grid | OMP_NUM_THREADS=1 xargs -P 2 -I{} sh -c "{}"    # two at a time
