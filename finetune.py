@@ -695,54 +695,86 @@ def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.o
     return torch.optim.AdamW(groups.values(), betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
-def forward(network, tokens: dict, key: tuple, device: torch.device, precision: str) -> tuple[Tensor, Tensor]:
-    """Class logits (B, C) and features (B, D); dropout is a pure function of the key: seed, step, rank and piece.
-
-    So the same masks can be had again, and no random state is kept.
-    """
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
-    with autocast(device, precision):
-        return network(**tokens)
-
-
-# A batch larger than memory, --micro-batch-size. Accumulating gradients would contrast each piece only within itself.
-# So the gradient is cached half-way: a first pass computes what all pieces give, without a graph; the loss of the whole
-# batch yields the gradient of class logits and features; a second pass, piece by piece, takes it to the parameters.
-
-
-def first_pass(network, pieces: list[dict], key: tuple, device: torch.device, precision: str) -> list[Tensor]:
-    """Class logits and features of the batch: of one piece with its graph, of several without, as leaves."""
-    with torch.set_grad_enabled(len(pieces) == 1):
-        outputs = [forward(network, tokens, (*key, number), device, precision) for number, tokens in enumerate(pieces)]
-    return [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]
-
-
-def second_pass(network, pieces: list[dict], key: tuple, gradients, device: torch.device, precision: str) -> None:
-    """Adds up the parameters' gradients, under the dropout masks of the first pass."""
-    sizes = [len(tokens["input_ids"]) for tokens in pieces]
-    for number, cached in enumerate(zip(*(gradient.split(sizes) for gradient in gradients), strict=True)):
-        # DistributedDataParallel averages over the ranks once, with the last piece.
-        with network.no_sync() if WORLD_SIZE > 1 and number + 1 < len(pieces) else contextlib.nullcontext():
-            outputs = forward(network, pieces[number], (*key, number), device, precision)
-            sum((output * gradient).sum() for output, gradient in zip(outputs, cached, strict=True)).backward()
-
-
 class Training:
-    """All that changes while a model trains. Between two steps `save` writes it, and `load` goes on from there."""
+    """A model in training, and all that changes. Between two steps `save` writes it, and `load` goes on from there."""
 
     PLAIN = ("classifier_only", "step", "sums", "result")
 
     def __init__(self, model: Model, config: dict, device: torch.device, classifier_only: bool = False):
-        self.model, self.device, self.classifier_only = model, device, classifier_only
+        self.model, self.config, self.device, self.classifier_only = model, config, device, classifier_only
+        self.lam, self.tau = 0.0 if classifier_only else config["lam"], config["tau"]
         self.optimizer = make_optimizer(model, config, classifier_only)
         self.schedule = transformers.get_linear_schedule_with_warmup(
             self.optimizer, round(config["warmup_ratio"] * config["steps"]), config["steps"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
+        self.network: Any = nn.parallel.DistributedDataParallel(model) if WORLD_SIZE > 1 else model
+        if config["compile"]:
+            self.network = torch.compile(self.network, dynamic=True)
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None}
-        self.step = 0  # the last one
+        self.step = 0  # this one, or the last that was done
         self.sums = [0.0] * 4  # since the last validation: CE, SCL, its lowest and its collapsed value
         self.started = time.perf_counter()
+
+    def forward(self, tokens: dict, piece: int) -> tuple[Tensor, Tensor]:
+        """Class logits (B, C) and features (B, D); dropout is a pure function of seed, step, rank and piece.
+
+        So the same masks can be had again, and no random state is kept.
+        """
+        key = np.random.SeedSequence((self.config["seed"], self.step, RANK, piece))
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        with autocast(self.device, self.config["precision"]):
+            return self.network(**tokens)
+
+    def backward(self, pieces: list[dict], labels: Tensor) -> Tensor:
+        """Gives the parameters the gradient of Eq. 1 on one batch; returns loss, CE, SCL, and the bounds of SCL.
+
+        A batch larger than memory comes in pieces (--micro-batch-size). Accumulating their gradients would contrast
+        each only within itself. So a first pass computes what all pieces give, without a graph; the loss of the whole
+        batch yields the gradient of class logits and features; a second pass, under the same dropout, takes it on.
+        """
+        with torch.set_grad_enabled(len(pieces) == 1):
+            outputs = [self.forward(tokens, number) for number, tokens in enumerate(pieces)]
+        own = [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]  # (B, C), (B, D)
+        class_logits, features, labels = gather_batch(*(part.float() for part in own), labels)  # of all ranks
+        ce = F.cross_entropy(class_logits, labels)
+        scl = scl_loss(features, labels, self.tau) if self.lam else torch.zeros_like(ce)
+        loss = (1 - self.lam) * ce + self.lam * scl  # Eq. 1
+        if len(pieces) == 1:
+            self.scaler.scale(loss).backward()
+        else:
+            gradients = torch.autograd.grad(self.scaler.scale(loss), own, materialize_grads=True)
+            sizes = [len(tokens["input_ids"]) for tokens in pieces]
+            for number, cached in enumerate(zip(*(gradient.split(sizes) for gradient in gradients), strict=True)):
+                # DistributedDataParallel averages over the ranks once, with the last piece.
+                early = WORLD_SIZE > 1 and number + 1 < len(pieces)
+                with self.network.no_sync() if early else contextlib.nullcontext():
+                    again = self.forward(pieces[number], number)
+                    sum((output * gradient).sum() for output, gradient in zip(again, cached, strict=True)).backward()
+        return torch.stack([loss, ce, scl, *(scl_bounds(labels, self.tau) if self.lam else (ce, ce))]).detach()
+
+    def validate(self, validation: "Encoded") -> str:
+        """Notes the losses since the last validation, the accuracy, and the weights of the best; returns a line."""
+        result, every = self.result, self.config["eval_every"]
+        result["ce"], *scl_values = (total / (self.step % every or every) for total in self.sums)
+        self.sums = [0.0] * 4
+        text = f"step {self.step}/{self.config['steps']}  ce {result['ce']:.3f}"
+        if self.lam:
+            result["scl"], result["scl_lowest"], result["scl_collapsed"] = scl_values
+            text += "  scl {:.3f} (lowest {:.3f}, collapsed {:.3f})".format(*scl_values)
+            if not any(scl_values):
+                text += ": no batch of three or more held two of a class"
+        if self.lam < 1:
+            class_logits, _ = predict(self.model, validation, self.device, self.config["precision"])
+            if not np.isfinite(class_logits).all():  # the last update did it: the next loss would tell
+                result["failed_step"] = self.step
+                return text
+            accuracy = accuracy_score(validation.labels, class_logits.argmax(axis=1))
+            text += f"  validation {accuracy:.3f}"
+            if not self.best_weights or accuracy >= result["validation_accuracy"]:
+                result |= {"best_step": self.step, "validation_accuracy": accuracy}
+                self.best_weights = {name: w.cpu().clone() for name, w in self.model.state_dict().items()}
+        return text
 
     def save(self, file: Path) -> None:
         """One safetensors file, which holds no code; it appears whole or not at all."""
@@ -780,48 +812,34 @@ class Training:
         return self
 
 
-def fit(training: Training, train: Encoded, validation: Encoded, config: dict, state: Path | None = None,
+def fit(training: Training, train: Encoded, validation: Encoded, state: Path | None = None,
         save_every: int | None = None) -> dict:  # fmt: skip
     """Trains, and leaves in the model the weights of the best validation accuracy (the later, if equal).
 
     With lam = 1 nothing trains the classifier, so validation cannot choose, and the last step stays. Then a second
     training follows, with `classifier_only`: cross-entropy on frozen features, without dropout.
     """
-    model, device, optimizer, scaler = training.model, training.device, training.optimizer, training.scaler
-    lam, tau = 0.0 if training.classifier_only else config["lam"], config["tau"]
-    steps, precision, result, already = config["steps"], config["precision"], training.result, training.step
-    network: Any = nn.parallel.DistributedDataParallel(model) if WORLD_SIZE > 1 else model
-    network = torch.compile(network, dynamic=True) if config["compile"] else network
-    rng = np.random.default_rng(config["seed"])
+    config, device, result, already = training.config, training.device, training.result, training.step
+    steps, rng = config["steps"], np.random.default_rng(config["seed"])
     order = batches(train.labels.numpy(), config["batch_size"], config["sampler"], rng)
     order = itertools.islice(order, already, None)
 
-    unread: list[Tensor] = []  # per step: loss, CE, SCL, its lowest and its collapsed value
+    unread: list[Tensor] = []  # what `backward` returned, a step each
     hidden = True if RANK else None  # None: where there is no terminal
     bar = tqdm(range(already + 1, steps + 1), config["run"], steps, initial=already, disable=hidden, leave=False)
     for step in bar:
-        model.train(not training.classifier_only)
+        training.step = step
+        training.model.train(not training.classifier_only)
         rows = np.split(next(order), WORLD_SIZE)[RANK]  # this process's share of the batch
         size = config["micro_batch_size"] or len(rows)
         parts = [train.batch(rows[start : start + size], device) for start in range(0, len(rows), size)]
         pieces, labels = [tokens for tokens, _ in parts], torch.cat([labels for _, labels in parts])  # (B, T), (B,)
-        key = (config["seed"], step, RANK)
-        class_logits, features = first_pass(network, pieces, key, device, precision)  # (B, C), (B, D)
-        all_logits, all_features, labels = gather_batch(class_logits.float(), features.float(), labels)  # of all ranks
-        ce = F.cross_entropy(all_logits, labels)
-        scl = scl_loss(all_features, labels, tau) if lam else torch.zeros_like(ce)
-        loss = (1 - lam) * ce + lam * scl  # Eq. 1
-        if len(pieces) == 1:
-            scaler.scale(loss).backward()
-        else:
-            gradients = torch.autograd.grad(scaler.scale(loss), (class_logits, features), materialize_grads=True)
-            second_pass(network, pieces, key, gradients, device, precision)
-        scaler.step(optimizer)
-        scaler.update()
+        unread.append(training.backward(pieces, labels))
+        training.scaler.step(training.optimizer)
+        training.scaler.update()
         training.schedule.step()
-        optimizer.zero_grad()
+        training.optimizer.zero_grad()
 
-        unread.append(torch.stack([loss, ce, scl, *(scl_bounds(labels, tau) if lam else (ce, ce))]).detach())
         validate = step % config["eval_every"] == 0 or step == steps
         save, read = bool(save_every and step % save_every == 0), validate or step % 20 == 0
         terminated = anywhere(bool(TERMINATED), device)
@@ -836,27 +854,9 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
             unread.clear()
             bar.set_postfix(loss=f"{values[-1][0]:.3f}", validation=result["validation_accuracy"])
         if validate:
-            since = step % config["eval_every"] or config["eval_every"]  # steps since the last validation
-            result["ce"], *scl_values = (total / since for total in training.sums)
-            training.sums = [0.0] * 4
-            text = f"step {step}/{steps}  ce {result['ce']:.3f}"
-            if lam:
-                result["scl"], result["scl_lowest"], result["scl_collapsed"] = scl_values
-                text += "  scl {:.3f} (lowest {:.3f}, collapsed {:.3f})".format(*scl_values)
-                if not any(scl_values):
-                    text += ": no batch of three or more held two of a class"
-            if lam < 1:
-                predicted, _ = predict(model, validation, device, precision)
-                if not np.isfinite(predicted).all():  # the last update did it: the next loss would tell
-                    result["failed_step"] = step
-                    break
-                accuracy = accuracy_score(validation.labels, predicted.argmax(axis=1))
-                text += f"  validation {accuracy:.3f}"
-                if not training.best_weights or accuracy >= result["validation_accuracy"]:
-                    result |= {"best_step": step, "validation_accuracy": accuracy}
-                    training.best_weights = {name: w.cpu().clone() for name, w in model.state_dict().items()}
-            bar.write(text)
-        training.step = step
+            bar.write(training.validate(validation))
+            if "failed_step" in result:
+                break
         if state and (save or terminated) and not RANK:
             training.save(state)
         if terminated:
@@ -864,7 +864,7 @@ def fit(training: Training, train: Encoded, validation: Encoded, config: dict, s
             bar.write(f"terminated after step {step}, which {state} has; the same command goes on", file=sys.stderr)
             sys.exit(128 + signal.SIGTERM)
     if training.best_weights:
-        model.load_state_dict(training.best_weights)
+        training.model.load_state_dict(training.best_weights)
     return result
 
 
@@ -892,12 +892,12 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         print(f"going on from step {training.step}, which {state} has")
     else:
         training = Training(model, config, device)
-    result = fit(training, train, validation, config, state, save_every)
+    result = fit(training, train, validation, state, save_every)
     if config["lam"] == 1 and not training.classifier_only and "failed_step" not in result:
         print("lam 1 left the classifier untrained: now fitting it alone, on the frozen features")
         started, training = training.started, Training(model, config, device, classifier_only=True)
         training.started, training.result = started, result
-        result = fit(training, train, validation, config, state, save_every)
+        result = fit(training, train, validation, state, save_every)
     record = config | result
     if "failed_step" in result:
         kept = ""

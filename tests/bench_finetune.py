@@ -83,7 +83,7 @@ def trainer_run(args):
 def ours(model, train, validation, config):
     training = finetune.Training(model, config, DEVICE)
     start = time.perf_counter()
-    finetune.fit(training, train, validation, config)
+    finetune.fit(training, train, validation)
     return time.perf_counter() - start
 
 

@@ -32,7 +32,7 @@ def parts(pooling="cls", **settings):
 
 
 def fit(model, train, validation, config, device, classifier_only=False):
-    return finetune.fit(finetune.Training(model, config, device, classifier_only), train, validation, config)
+    return finetune.fit(finetune.Training(model, config, device, classifier_only), train, validation)
 
 
 @pytest.fixture(scope="session")

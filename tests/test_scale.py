@@ -34,23 +34,20 @@ def without_times(record, *others):
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_cached_gradients_are_those_of_all_pieces_at_once(pooling, size):
     """With dropout on, in float64: the same pieces, with their graphs, in one go."""
-    device = torch.device("cpu")
-    model, train, *_ = parts(pooling)
-    model.double().train()
+    model, train, _, config, device = parts(pooling)
+    training = finetune.Training(model.double().train(), config, device)
     pieces, labels = zip(*(train.batch(np.arange(16)[i : i + size], device) for i in range(0, 16, size)), strict=True)
+    labels = torch.cat(labels)
 
-    outputs = [finetune.forward(model, tokens, (5, number), device, "fp32") for number, tokens in enumerate(pieces)]
+    outputs = [training.forward(tokens, number) for number, tokens in enumerate(pieces)]
     class_logits, features = (torch.cat(part) for part in zip(*outputs, strict=True))
-    expected = ce_scl_loss(class_logits, features, torch.cat(labels))
+    expected = ce_scl_loss(class_logits.float(), features.float(), labels)
     expected.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     model.zero_grad(set_to_none=True)
-    class_logits, features = finetune.first_pass(model, pieces, (5,), device, "fp32")
-    loss = ce_scl_loss(class_logits, features, torch.cat(labels))
-    cached = torch.autograd.grad(loss, (class_logits, features))
-    finetune.second_pass(model, pieces, (5,), cached, device, "fp32")
-    assert loss.item() == expected.item()
+    loss, *_ = training.backward(pieces, labels)
+    torch.testing.assert_close(loss, expected)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, gradients.pop(name), rtol=1e-6, atol=1e-12)
