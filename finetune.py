@@ -412,7 +412,7 @@ def blame(flag: str, name: str, instead: str):
         yield
     except Mistake as mistake:
         raise Mistake(f"argument {flag}: {mistake}") from None
-    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
         if huggingface_hub.is_offline_mode() and flag != "--device" and not os.path.exists(name):
             raise Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache; three ways out: "
                           "--data-dir with GLUE, --model (--translators) with a local folder, or --task demo") from None
