@@ -16,6 +16,7 @@ import transformers
 
 import eval as evaluate
 import finetune
+from scl import scl_loss
 
 ROOT = Path(finetune.__file__).parent
 README, RESULTS = ((ROOT / file).read_text(encoding="utf-8") for file in ("README.md", "results/README.md"))
@@ -62,14 +63,27 @@ def test_the_other_commands_parse(command, monkeypatch):
 
 
 def test_the_snippet_prints_what_it_says(folder):
-    snippet, _ = blocks("python")
+    snippet, *_ = blocks("python")
     done = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True)
     expected = re.findall(r"print\(.*\)  # (.*)", snippet)
     assert expected and done.stdout.splitlines() == expected, done.stderr
 
 
+def test_the_plain_loss_is_the_loss():
+    _, snippet, _ = blocks("python")
+    exec(snippet, names := {"torch": torch, "F": torch.nn.functional})
+    labels = torch.tensor([0, 1, 2] * 4)
+    values, gradients = [], []
+    for loss in (names["plain_scl_loss"], scl_loss):
+        features = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+        values.append(loss(features, labels, 0.3))
+        gradients.append(torch.autograd.grad(values[-1], features)[0])
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+
+
 def test_the_snippet_for_a_mean_checkpoint_answers_as_finetune_does(checkpoints):
-    _, snippet = blocks("python")
+    *_, snippet = blocks("python")
     folder, text = str(checkpoints["mean"]), re.search(r'\["(.*)"\], return_tensors', snippet)[1]
     names = {"FOLDER": folder, "transformers": transformers, "safetensors": safetensors}
     exec(snippet, names)
