@@ -72,9 +72,9 @@ grid() {
 }
 
 noise() {
-    for noise in "label --noise-level 0.1" "label --noise-level 0.2" "label --noise-level 0.3" "word --noise-level 0.3"; do
+    for noise in "" "--noise label --noise-level "{0.1,0.2,0.3} "--noise word --noise-level 0.3"; do # "": those of few-shot
         for method in "$ce" "$scl"; do
-            run --task sst2 --shots 100 --seed $(seeds 10) $method --noise $noise
+            run --task sst2 --shots 100 --seed $(seeds 10) $method $noise
         done
     done
 }
@@ -99,9 +99,9 @@ transfer() { # each method goes on from its own SST-2 checkpoint
 }
 
 batch-size() {
-    for size in 64 256; do
+    for size in 16 "64 --micro-batch-size 16" "256 --micro-batch-size 16"; do # 16: those of few-shot
         run --task sst2 --shots 1000 --seed $(seeds 3) --lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --epochs 10 \
-            --batch-size $size --micro-batch-size 16
+            --batch-size $size
     done
 }
 
