@@ -76,7 +76,7 @@ COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B
 
 
 def test_set(folder: str, task: str | None, data_dir: str | None, device: str | None):
-    """A run's record; the data, class logits and features of its test set, or of another task's."""
+    """A run's record; class names, labels, class logits and features of its test set, or of another task's."""
     file = Path(folder, "record.json")
     if not file.is_file():
         raise Mistake(f"{folder} is no checkpoint of finetune.py (no record.json); a sweep keeps its with --save")
@@ -100,11 +100,14 @@ def test_set(folder: str, task: str | None, data_dir: str | None, device: str | 
     class_logits, features = predict(model, encoded, chosen, record["precision"])
     if data.label_names != numbers:  # the same names, perhaps in another order
         class_logits = class_logits[:, [names.index(name) for name in data.label_names]]
-    return record, data, class_logits, features
+    return record, data.label_names, data.test.labels, class_logits, features
 
 
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Mean cosine over pairs of one class, and over pairs of two classes; from class sums, without N x N."""
+    """Mean cosine over pairs of one class, and over pairs of two classes.
+
+    Without N x N: |sum of z|^2 is the sum of all cosines, those of each example with itself, which are 1, among them.
+    """
     z = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
     sizes = np.unique(labels, return_counts=True)[1]
     sums = np.stack([z[labels == label].sum(axis=0) for label in np.unique(labels)])  # (C, D)
@@ -117,10 +120,10 @@ def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 def score(args: argparse.Namespace) -> None:
     summary, details, arms = [], [], dict[tuple, list[dict]]()
-    for folder in args.runs:
-        record, data, class_logits, features = test_set(folder, args.task, args.data_dir, args.device)
-        names, labels, predicted = data.label_names, data.test.labels, class_logits.argmax(axis=1)
-        classes = len(set(labels))
+    tests = [test_set(folder, args.task, args.data_dir, args.device) for folder in args.runs]
+    differing = differences([record for record, *_ in tests])
+    for record, names, labels, class_logits, features in tests:
+        predicted, classes = class_logits.argmax(axis=1), len(set(labels))
         silhouette = silhouette_score(features, labels, metric="cosine") if 1 < classes < len(labels) else np.nan
         metrics = {
             "test examples": len(labels),
@@ -130,21 +133,28 @@ def score(args: argparse.Namespace) -> None:
             **dict(zip(("cosine within a class", "between classes"), cosines(features, labels), strict=True)),
             "silhouette": silhouette,
         }
-        summary.append({"run": record["run"], "task": args.task or record["task"], **metrics})
-        setting = (str(record.get(name)) for name in (*SETTING, *TUNED, *METHOD))
-        arms.setdefault((re.sub(r"-seed\d+-\w+$", "", record["run"]), *setting), []).append(summary[-1])
+        told = {name: record.get(name) for name in differing}
+        summary.append({"run": record["run"], "task": args.task or record["task"], **told, **metrics})
+        arm = (re.sub(r"-seed\d+-\w+$", "", record["run"]), *map(str, told.values()))
+        arms.setdefault(arm, []).append(summary[-1])
         details.append((names, confusion_matrix(labels, predicted, labels=range(len(names)))))  # (true, predicted)
     cells = [[f"{value:.4f}" if isinstance(value, float) else value for value in row.values()] for row in summary]
     print_table(list(summary[0]), cells)
     if len(arms) < len(summary):
         print("\nMean ± sample std over the seeds:\n")
-        names = list(metrics)[1:]
-        means = [[spread([row[name] for row in rows]) for name in names] for rows in arms.values()]
-        runs = [[key[0], len(rows)] for key, rows in arms.items()]
-        print_table(["runs", "n", *names], [run + mean for run, mean in zip(runs, means, strict=True)])
+        measures = list(metrics)[1:]
+        cells = [[*arm, len(rows), *(spread([row[name] for row in rows]) for name in measures)]
+                 for arm, rows in arms.items()]
+        print_table(["runs", *differing, "n", *measures], cells)
     for row, (names, counts) in zip(summary, details, strict=True):
         print(f"\n{row['run']}\n")
         print_table(["true \\ predicted", *names], [[name, *line] for name, line in zip(names, counts, strict=True)])
+
+
+def differences(records: list[dict]) -> list[str]:
+    """The settings that are not the same in all of them, beside those in a run's name."""
+    names = [name for name in (*SETTING, *TUNED, "ce_temperature") if name not in ("task", "shots", "shots_per_class")]
+    return [name for name in names if len({str(record.get(name)) for record in records}) > 1]
 
 
 def spread(numbers: list[float]) -> str:
@@ -167,18 +177,20 @@ def tsne(args: argparse.Namespace) -> None:
     panels, reach = axes.flat[: len(args.runs)], 0.0
     for unused in axes.flat[len(args.runs) :]:
         unused.set_axis_off()
-    for panel, folder in zip(panels, args.runs, strict=True):
-        record, data, class_logits, features = test_set(folder, args.task, args.data_dir, args.device)
-        labels, perplexity = data.test.labels, min(30, (len(features) - 1) / 3)
+    tests = [test_set(folder, args.task, args.data_dir, args.device) for folder in args.runs]
+    differing = [name for name in differences([record for record, *_ in tests]) if name not in TUNED]
+    for panel, (record, names, labels, class_logits, features) in zip(panels, tests, strict=True):
+        perplexity = min(30, (len(features) - 1) / 3)
         projection = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=0)
         points = projection.fit_transform(features)  # (N, 2)
         reach = max(reach, 1.05 * np.abs(points).max())
-        for label, name in enumerate(data.label_names):
+        for label, name in enumerate(names):
             panel.scatter(*points[labels == label].T, s=18, alpha=0.7, linewidths=0, label=name,
                           color=COLOURS[label % len(COLOURS)], marker=MARKERS[label % len(MARKERS)])
         accuracy = accuracy_score(labels, class_logits.argmax(axis=1))
-        task = args.task or record["task"]
-        panel.set_title(f"{task}, N = {shots(record)}, {method_name(record)}\ntest accuracy {100 * accuracy:.1f} %")
+        setting = [args.task or record["task"], f"N = {shots(record)}", method_name(record)]
+        setting += [f"{name} {record[name]}" for name in differing if record[name] is not None]
+        panel.set_title(f"{', '.join(setting)}\ntest accuracy {100 * accuracy:.1f} %", fontsize=10)
     for panel in panels:
         panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="t-SNE 1", ylabel="t-SNE 2")
     panels[0].legend()
@@ -267,7 +279,8 @@ def grid(args: argparse.Namespace) -> None:
     if len(settings) > 1:
         (one, _), (other, _), *_ = settings.items()
         name, *pair = next(row for row in zip(SETTING, one, other, strict=True) if row[1] != row[2])
-        raise Mistake(f"argument RESULTS.jsonl: a grid is of one setting, these mix {name} {pair[0]} and {pair[1]}")
+        mixed = " and ".join(value or "none" for value in pair)
+        raise Mistake(f"argument RESULTS.jsonl: a grid is of one setting, these mix {name} {mixed}")
     (arms,) = settings.values()
     baseline = arms.get(CE)
     arms = {(lam, tau): arm for (lam, tau, _), arm in arms.items() if lam}
@@ -402,13 +415,16 @@ def table(args: argparse.Namespace) -> None:
     print(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None) + "\n")
     print_table(columns, [["" if row.get(name) is None else row[name] for name in columns] for row in rows])
     print("\nTest accuracy in %: mean ± sample std (ddof = 1) over n seeds. test s.e.: binomial standard error that "
-          "the size of the test set alone leaves.\nminus: mean paired difference per seed, with Student's t interval"
-          + ("; p: sign-flip permutation test, Holm-corrected over the table." if tested else "."))
+          "the size of the test set alone leaves.")
+    if any(name.startswith("minus") for name in columns):
+        print("minus: mean paired difference per seed, with Student's t interval"
+              + ("; p: sign-flip permutation test, Holm-corrected over the table." if tested else "."))
     if "paper" in columns:
         print("paper: RoBERTa-Large, top 3 of 10; its CE + SCL is the best of 24 (lam, tau).")
     print(f"\n{provenance(settings)}\n\nEvery seed:\n")
     for row in rows:
-        print("- " + ", ".join(str(row[name]) for name in columns[: columns.index("method") + 1]) + f": {row['seeds']}")
+        cells = [row[name] for name in columns[: columns.index("method") + 1]]
+        print(f"- {', '.join(str(cell) for cell in cells if cell is not None)}: {row['seeds']}")
 
 
 def main(argv: list[str] | None = None) -> int:

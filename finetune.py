@@ -75,6 +75,10 @@ class Mistake(Exception):
     """What the user can mend, told in one line."""
 
 
+class Diverged(Exception):
+    """At this step the loss or the class logits were not finite."""
+
+
 # ------------------------------------------------------------ flags: before the slow imports, so that --help is instant
 
 
@@ -190,7 +194,7 @@ def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
     if task.lower().replace("-", "") == "stsb":
         raise Mistake(f"argument --task: {task} is regression, and SCL needs classes; mrpc and qqp are such pairs")
     if data_dir and task not in TASKS:
-        raise Mistake(f"argument --data-dir: goes with a named task, not with --task {task}")
+        raise Mistake(f"argument --data-dir: goes with a named task ({', '.join(TASKS)}), not with --task {task}")
     if data_dir:
         folder = Path(data_dir, TASKS[task].folder)
         files = {"train": folder / "train.tsv", "test": folder / f"{TASKS[task].test}.tsv"}
@@ -320,15 +324,19 @@ def read_split(file: Path, task: Task) -> Split:
     numbers |= {name: label for label, name in enumerate(task.labels)}
     texts, labels = [], []
     for number, row in enumerate(rows, start=1):
-        *text, word = (row.get(column) for column in columns)
-        if None in row or None in text or word in (None, ""):
-            if task.hub:
-                continue  # QQP has a few such rows; the hub's copy leaves them out, too
-            raise Mistake(f"{file}, row {number}: a field is missing, or there is one too many")
-        if str(word) not in numbers:
-            raise Mistake(f"{file}, row {number}: label {word!r} is none of {', '.join(task.labels[:9])}")
-        texts.append(tuple(map(str, text)))
-        labels.append(numbers[str(word)])
+        values = ["" if row.get(column) is None else str(row[column]) for column in columns]
+        empty = [column for column, value in zip(columns, values, strict=True) if not value.strip()]
+        if task.hub and (None in row or None in map(row.get, columns) or task.label in empty):
+            continue  # QQP has a few such rows; the hub's copy leaves them out, too
+        if not task.hub and (empty or None in row):
+            reason = f"no {empty[0]}" if empty else "a field too many; quote the commas of a text"
+            raise Mistake(f"{file}, row {number} below the header: {reason}")
+        *text, word = *values[:-1], values[-1].strip()
+        if word not in numbers:
+            of = "the classes of train, " if not task.hub else ""
+            raise Mistake(f"{file}, row {number}: label {word!r} is none of {of}{', '.join(task.labels[:9])}")
+        texts.append(tuple(text))
+        labels.append(numbers[word])
     if not labels:
         raise Mistake(f"{file} has no rows")
     if len(labels) < len(rows):
@@ -339,7 +347,7 @@ def read_split(file: Path, task: Task) -> Split:
 def own_task(train: Path) -> Task:
     """A task in a folder of one's own: its classes are those of the train file."""
     rows = read_rows(train)
-    labels = sorted({str(row["label"]) for row in rows if row.get("label") not in (None, "")})
+    labels = sorted({str(row["label"]).strip() for row in rows if row.get("label") not in (None, "")} - {""})
     with contextlib.suppress(ValueError):
         labels.sort(key=int)
     if len(labels) == 1:
@@ -414,8 +422,8 @@ def blame(flag: str, name: str, instead: str):
         raise Mistake(f"argument {flag}: {mistake}") from None
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
         if huggingface_hub.is_offline_mode() and flag != "--device" and not os.path.exists(name):
-            raise Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache; three ways out: "
-                          "--data-dir with GLUE, --model (--translators) with a local folder, or --task demo") from None
+            raise Mistake(f"argument {flag}: the hub cannot be reached and {name} is not in its cache, nor a folder; "
+                          "ways out: --data-dir with GLUE, --model, --translators with folders, --task demo") from None
         reason = str(error).strip().split("\n")[0]
         raise Mistake(f"argument {flag}: {name} cannot be used ({reason}); expected {instead}") from None
 
@@ -424,7 +432,9 @@ def allot(sizes: np.ndarray, n: int) -> np.ndarray:
     """Shares n out among classes in proportion to their sizes (largest remainders), to each one before any gets two."""
     shares, quotas = np.zeros_like(sizes), sizes * n / max(sizes.sum(), 1)
     for _ in range(n):
-        shares[np.argmax(np.where(shares < sizes, quotas - shares + n * (shares == 0), -np.inf))] += 1
+        claims = quotas - shares + n * (shares == 0)
+        claims[shares == sizes] = -np.inf
+        shares[np.argmax(claims)] += 1
     return shares
 
 
@@ -731,7 +741,8 @@ class Training:
 
         A batch larger than memory comes in pieces (--micro-batch-size). Accumulating their gradients would contrast
         each only within itself. So a first pass computes what all pieces give, without a graph; the loss of the whole
-        batch yields the gradient of class logits and features; a second pass, under the same dropout, takes it on.
+        batch yields the gradient of class logits and features; a second pass, under the same dropout, takes it on
+        (gradient caching, Gao et al., 2021, arXiv 2101.06983).
         """
         with torch.set_grad_enabled(len(pieces) == 1):
             outputs = [self.forward(tokens, number) for number, tokens in enumerate(pieces)]
@@ -767,8 +778,7 @@ class Training:
         if self.lam < 1:
             class_logits, _ = predict(self.model, validation, self.device, self.config["precision"])
             if not np.isfinite(class_logits).all():  # the last update did it: the next loss would tell
-                result["failed_step"] = self.step
-                return text
+                raise Diverged(self.step)
             accuracy = accuracy_score(validation.labels, class_logits.argmax(axis=1))
             text += f"  validation {accuracy:.3f}"
             if not self.best_weights or accuracy >= result["validation_accuracy"]:
@@ -813,13 +823,13 @@ class Training:
 
 
 def fit(training: Training, train: Encoded, validation: Encoded, state: Path | None = None,
-        save_every: int | None = None) -> dict:  # fmt: skip
+        save_every: int | None = None) -> None:  # fmt: skip
     """Trains, and leaves in the model the weights of the best validation accuracy (the later, if equal).
 
     With lam = 1 nothing trains the classifier, so validation cannot choose, and the last step stays. Then a second
     training follows, with `classifier_only`: cross-entropy on frozen features, without dropout.
     """
-    config, device, result, already = training.config, training.device, training.result, training.step
+    config, device, already = training.config, training.device, training.step
     steps, rng = config["steps"], np.random.default_rng(config["seed"])
     order = batches(train.labels.numpy(), config["batch_size"], config["sampler"], rng)
     order = itertools.islice(order, already, None)
@@ -847,16 +857,13 @@ def fit(training: Training, train: Encoded, validation: Encoded, state: Path | N
             values = torch.stack(unread).tolist()
             failed = [at for at, row in enumerate(values, step + 1 - len(values)) if not math.isfinite(row[0])]
             if failed:
-                result["failed_step"] = failed[0]
-                break
+                raise Diverged(failed[0])
             for row in values:
                 training.sums = [total + value for total, value in zip(training.sums, row[1:], strict=True)]
             unread.clear()
-            bar.set_postfix(loss=f"{values[-1][0]:.3f}", validation=result["validation_accuracy"])
+            bar.set_postfix(loss=f"{values[-1][0]:.3f}", validation=training.result["validation_accuracy"])
         if validate:
             bar.write(training.validate(validation))
-            if "failed_step" in result:
-                break
         if state and (save or terminated) and not RANK:
             training.save(state)
         if terminated:
@@ -865,7 +872,6 @@ def fit(training: Training, train: Encoded, validation: Encoded, state: Path | N
             sys.exit(128 + signal.SIGTERM)
     if training.best_weights:
         training.model.load_state_dict(training.best_weights)
-    return result
 
 
 TERMINATED: list[int] = []  # SIGTERM came: the step is finished first
@@ -892,21 +898,24 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         print(f"going on from step {training.step}, which {state} has")
     else:
         training = Training(model, config, device)
-    result = fit(training, train, validation, state, save_every)
-    if config["lam"] == 1 and not training.classifier_only and "failed_step" not in result:
-        print("lam 1 left the classifier untrained: now fitting it alone, on the frozen features")
-        started, training = training.started, Training(model, config, device, classifier_only=True)
-        training.started, training.result = started, result
-        result = fit(training, train, validation, state, save_every)
-    record = config | result
-    if "failed_step" in result:
-        kept = ""
-        if save and result["best_step"] and not RANK:
-            save_checkpoint(save, model, tokenizer, record)
-            kept = f"; {save} keeps step {result['best_step']}, the best before"
+    try:
+        fit(training, train, validation, state, save_every)
+        if config["lam"] == 1 and not training.classifier_only:
+            print("lam 1 left the classifier untrained: now fitting it alone, on the frozen features")
+            started, result = training.started, training.result
+            training = Training(model, config, device, classifier_only=True)
+            training.started, training.result = started, result
+            fit(training, train, validation, state, save_every)
+    except Diverged as step:
+        kept, best_step = "", training.result["best_step"]
+        if save and best_step and not RANK:
+            model.load_state_dict(training.best_weights)
+            save_checkpoint(save, model, tokenizer, config | training.result)
+            kept = f"; {save} keeps step {best_step}, the best before"
         anywhere(True, device)  # waits until it is written
-        failure = f"loss or class logits are not finite at step {result['failed_step']}"
-        raise Mistake(f"{config['run']}: {failure}{kept}; try a smaller --lr")
+        failure = f"loss or class logits are not finite at step {step}"
+        raise Mistake(f"{config['run']}: {failure}{kept}; try a smaller --lr") from None
+    record = config | training.result
 
     class_logits, _ = predict(model, test, device, config["precision"])
     labels, predicted = test.labels.numpy(), class_logits.argmax(axis=1)
@@ -937,11 +946,12 @@ def git_commit() -> str | None:
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which then takes the place of `path`, whole or not at all, on the disk itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    folder = os.open(path.parent, os.O_RDONLY)
+    parts = path.with_name(f".{path.name}.part")  # a folder, since libraries write temporary files beside theirs
+    part, folder = parts / path.name, os.open(path.parent, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)  # two processes may write the same
     try:
-        remove(part)  # of one who was killed here
+        remove(parts)  # of one who was killed here
+        parts.mkdir()
         yield part
         for file in (part, *part.glob("*")):
             sync(file)
@@ -950,7 +960,7 @@ def whole(path: Path) -> Iterator[Path]:
         part.replace(path)
         os.fsync(folder)
     finally:
-        remove(part)
+        remove(parts)
         os.close(folder)
 
 
@@ -968,15 +978,21 @@ def sync(path: Path) -> None:
 MODEL_CARD = """# {run}
 
 {model}, fine-tuned on {task} by {method}: {train_size} training examples, seed {seed}, {pooling} pooling. Best
-validation accuracy {validation_accuracy}, at step {best_step} of {steps}; test accuracy {test_accuracy}, on {test_size}
-examples. `record.json` has all settings. SCL, the supervised contrastive loss: Gunel, Du, Conneau, Stoyanov, ICLR 2021,
-https://arxiv.org/abs/2011.01403
+validation accuracy {validation}, at step {best_step} of {steps}; test accuracy {test}, on {test_size} examples.
+`record.json` has all settings. {loading}
+SCL, the supervised contrastive loss: Gunel, Du, Conneau, Stoyanov, ICLR 2021, https://arxiv.org/abs/2011.01403
 """
+LOADING = {
+    True: '`transformers.pipeline("text-classification", model=FOLDER)` loads it.',
+    False: "The linear classifier is in `head.safetensors`: a `pipeline` would not find it, and answer at random.",
+}  # whether the classifier is the model's own
 
 
 def save_checkpoint(folder: Path, model: Model, tokenizer, record: dict) -> None:
     """A folder that transformers loads, its record and a model card beside the weights."""
-    facts = {"test_accuracy": None, **record, "method": method_name(record)}
+    accuracy = {split: "none" if (value := record.get(f"{split}_accuracy")) is None else f"{value:.3f}"
+                for split in ("validation", "test")}
+    facts = record | accuracy | {"method": method_name(record), "loading": LOADING[model.head is None]}
     with whole(folder) as part:
         model.backbone.save_pretrained(part)
         if model.head:
@@ -1090,11 +1106,12 @@ def sweep(args: argparse.Namespace) -> None:
                 state.unlink(missing_ok=True)
             print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
                   "{seconds:.0f} s".format(**record))
-            print(f"record in {results}" + (f", checkpoint in {folder}" if keep else ""))
+            print(f"record in {results}, checkpoint {f'in {folder}' if keep else 'not kept, for want of --save'}")
 
 
 def describe(config: dict, model: Model, train: Split, names: tuple[str, ...]) -> None:
-    counts = ", ".join(f"{count} {name}" for name, count in zip(names[:9], np.bincount(train.labels), strict=False))
+    sizes = np.bincount(train.labels, minlength=len(names))
+    counts = ", ".join(f"{count} {name}" for name, count in zip(names[:9], sizes, strict=False))
     parameters, device = sum(p.numel() for p in model.parameters()), next(model.parameters()).device
     classifier = "a new classifier" if model.classifier_is_new else "its classifier"
     noise = f" with {config['noise']} noise {config['noise_level']:g}" if config["noise"] else ""
@@ -1104,6 +1121,10 @@ def describe(config: dict, model: Model, train: Split, names: tuple[str, ...]) -
           f"{config['validation_size']} validation, {config['test_size']} test")
     for text, label in zip(train.texts[:3], train.labels, strict=False):
         print(f"  {names[label]}: {' | '.join(text)[:100]}")
+    if not sizes.all():
+        print(f"  warning: no training example of {names[sizes.argmin()]}: a label mistyped, or its only one validates")
+    if config["validation_size"] < 50:
+        print(f"  warning: only {config['validation_size']} validation examples, which choose the checkpoint")
     if config["model"] == "demo":
         print("  a smoke run, not a result: this tiny encoder starts from random weights")
 

@@ -162,14 +162,14 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
 
     Args:
         class_logits: (N, C), any floating dtype: the classifier's output, before any softmax.
-        features, labels, temperature: as in `scl_loss`; labels count from 0 to C-1.
+        features, labels, temperature: as in `scl_loss`; labels count from 0 to C-1, and none is ignored.
         lam: in [0, 1]. 0 is cross-entropy alone, exactly; 1 gives the classifier zero gradient.
 
     Returns:
         Scalar, float32 (float64 for float64): both terms are means over the batch.
 
     Raises:
-        ValueError: shape, lam or temperature; TypeError: dtype.
+        ValueError: shape, lam or temperature; TypeError: dtype; IndexError (on a CPU): a label below 0 or above C-1.
 
     >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     >>> ce_scl_loss(5 * features, features, torch.tensor([0, 0, 1, 1]), lam=0.9, temperature=0.5)
@@ -179,7 +179,7 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
     if not 0 <= lam <= 1:
         raise ValueError(f"lam must be in [0, 1], got {lam}")
     class_logits = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32))
-    ce = F.cross_entropy(class_logits, labels.long())
+    ce = F.cross_entropy(class_logits, labels.long(), ignore_index=-(2**63))  # not -100, which SCL would contrast
     return ce if lam == 0 else (1 - lam) * ce + lam * scl_loss(features, labels, temperature)
 
 

@@ -32,7 +32,9 @@ def parts(pooling="cls", **settings):
 
 
 def fit(model, train, validation, config, device, classifier_only=False):
-    return finetune.fit(finetune.Training(model, config, device, classifier_only), train, validation)
+    training = finetune.Training(model, config, device, classifier_only)
+    finetune.fit(training, train, validation)
+    return training.result
 
 
 @pytest.fixture(scope="session")

@@ -328,7 +328,7 @@ def test_a_cls_checkpoint_is_an_ordinary_classifier(checkpoints):
     answers = classify(["on friday evening the plot was great .", "on friday evening the plot was dull ."])
     assert [answer["label"] for answer in answers] == ["positive", "negative"]
     card, record = ((checkpoints["cls"] / file).read_text() for file in ("README.md", "record.json"))
-    assert f"test accuracy {json.loads(record)['test_accuracy']}, on 300\nexamples" in card and "arxiv" in card
+    assert f"test accuracy {json.loads(record)['test_accuracy']:.3f}, on 300 examples" in card and "arxiv" in card
     assert "by CE + SCL (0.9, 0.3): 20 training examples" in card
 
 
@@ -465,11 +465,12 @@ GOOD = "text,label\na,0\nb,1\n"
     ("sentence,label\na,0\nb,1\n", GOOD, "train.csv has no column text; it has sentence, label"),
     ("text,class\na,0\n", GOOD, "train.csv has no column label; it has text, class"),
     (GOOD, "text\na\n", "test.csv has no column label; it has text"),
-    (GOOD, "text,label\na,2\n", "test.csv, row 1: label '2' is none of 0, 1"),
+    (GOOD, "text,label\na,2\n", "test.csv, row 1: label '2' is none of the classes of train, 0, 1"),
     ("text,label\na,0\nb,0\n", GOOD, "train.csv has one label, 0; expected two or more"),
-    ("text,label\na,0\n,\nc,1\n", GOOD, "train.csv, row 2: a field is missing"),
-    ("text,label\na,0\nb\nc,1\n", GOOD, "train.csv, row 2: a field is missing"),
-    ("text,label\na,0\nb, and c,1\n", GOOD, "train.csv, row 2: a field is missing, or there is one too many"),
+    ("text,label\na,0\n,\nc,1\n", GOOD, "train.csv, row 2 below the header: no text"),
+    ("text,label\na,0\nb\nc,1\n", GOOD, "train.csv, row 2 below the header: no label"),
+    ("text,label\na,0\nb, \nc,1\n", GOOD, "train.csv, row 2 below the header: no label"),
+    ("text,label\na,0\nb, and c,1\n", GOOD, "train.csv, row 2 below the header: a field too many"),
     ('text,label\na,0\n"b,1\n', GOOD, "train.csv cannot be read as csv: unexpected end"),
     (b"text,label\n\xff,0\n", GOOD, "train.csv cannot be read as csv: 'utf-8' codec"),
     ("text,label\na,0\nb,1\nc,2\n", GOOD, "argument --shots: expected 3 (one a class) to 1 (all of train), got 2"),
@@ -481,13 +482,22 @@ def test_mistakes_in_one_s_own_folder(capsys, tmp_path, train, test, message):
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("train.jsonl", '{"text": null, "label": 1}\n{"text": "a", "label": 0}\n', "row 1: a field is missing"),
+    ("train.jsonl", '{"text": null, "label": 1}\n{"text": "a", "label": 0}\n', "row 1 below the header: no text"),
     ("train.jsonl", '{"text": "a"', "train.jsonl cannot be read as jsonl: Expecting"),
     ("train.jsonl", "5\n", "train.jsonl cannot be read"),
     ("train.parquet", b"PAR1 no", "train.parquet cannot be read"),
 ])  # fmt: skip
 def test_mistakes_in_other_formats(capsys, tmp_path, name, content, message):
     assert message in own_mistake(capsys, tmp_path, {name: content, "test.csv": GOOD})
+
+
+def test_a_class_without_a_training_example_and_few_to_validate_are_told(own, tmp_path, capsys):
+    rows = [(text, i % 2) for i, text in enumerate(sentences(40))]
+    folder = own(train=[*rows, ("a typing error", "1 "), ("another", "11")], test=rows[:4])
+    assert finetune.main(["--task", str(folder), "--model", "demo", "--max-steps", "2", "--out", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "warning: no training example of 11: a label mistyped" in output and "of 1 :" not in output
+    assert "warning: only 3 validation examples" in output
 
 
 def test_two_files_for_one_split(capsys, tmp_path):

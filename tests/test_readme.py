@@ -10,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-import transformers
 
 import eval as evaluate
 import finetune
@@ -71,7 +69,7 @@ def test_the_snippet_prints_what_it_says(folder):
 
 def test_the_plain_loss_is_the_loss():
     _, snippet, _ = blocks("python")
-    exec(snippet, names := {"torch": torch, "F": torch.nn.functional})
+    exec(snippet, names := {})
     labels = torch.tensor([0, 1, 2] * 4)
     values, gradients = [], []
     for loss in (names["plain_scl_loss"], scl_loss):
@@ -84,14 +82,15 @@ def test_the_plain_loss_is_the_loss():
 
 def test_the_snippet_for_a_mean_checkpoint_answers_as_finetune_does(checkpoints):
     *_, snippet = blocks("python")
-    folder, text = str(checkpoints["mean"]), re.search(r'\["(.*)"\], return_tensors', snippet)[1]
-    names = {"FOLDER": folder, "transformers": transformers, "safetensors": safetensors}
-    exec(snippet, names)
+    folder, texts = str(checkpoints["mean"]), ["on sunday morning the plot felt great !", "the cast was dull ."]
+    snippet = snippet.replace('"runs/..."', repr(folder))
+    snippet = re.sub(r"tokenizer\(\[.*\], padding", f"tokenizer({texts}, padding", snippet)
+    exec(snippet, names := {})
     tokenizer = finetune.load_tokenizer(folder, "mean")
     model = finetune.load_model(folder, "mean", finetune.POLARITY, tokenizer, 0.0)
-    split = finetune.Split([(text,)], np.array([0]))
+    split = finetune.Split([(text,) for text in texts], np.array([0, 0]))
     class_logits, _ = finetune.predict(model, finetune.Encoded(split, tokenizer, 64), torch.device("cpu"), "fp32")
-    assert names["label"] == finetune.POLARITY[class_logits.argmax()]
+    assert names["labels"] == [finetune.POLARITY[i] for i in class_logits.argmax(axis=1)]
 
 
 def test_every_flag_of_the_readme_exists():

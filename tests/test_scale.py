@@ -214,9 +214,10 @@ def test_what_a_kill_left_half_written_goes_with_the_next_write(tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed), finetune.whole(tmp_path / "state") as part:
         part.mkdir()
         (part / "half").touch()
+        part.with_name(".tmp").touch()  # such as safetensors makes
         patch.setattr(finetune, "remove", lambda path: None)  # nobody tidies up after SIGKILL
         raise Killed
-    assert (tmp_path / ".state.part" / "half").exists() and not (tmp_path / "state").exists()
+    assert (tmp_path / ".state.part" / "state" / "half").exists() and not (tmp_path / "state").exists()
     with finetune.whole(tmp_path / "state") as part:
         part.write_text("all")
     assert [file.name for file in tmp_path.iterdir()] == ["state"]

@@ -612,6 +612,15 @@ def test_bad_chunk_size(chunk_size):
         scl_loss(*batch(), chunk_size=chunk_size)
 
 
+@pytest.mark.parametrize("label", [-100, -1, 3])
+def test_no_label_outside_the_classes(label):
+    features, labels = batch()
+    class_logits, labels = torch.zeros(len(labels), 3), torch.full_like(labels, 1)
+    labels[0] = label
+    with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
+        ce_scl_loss(class_logits, features, labels)
+
+
 def test_bad_reduction():
     with pytest.raises(ValueError, match="reduction must be \"mean\", \"sum\" or \"none\", got 'max'"):
         scl_loss(*batch(), reduction="max")
