@@ -357,9 +357,12 @@ def own_task(train: Path) -> Task:
 
 
 def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
-    """Named tasks with few shots: the official validation set is cut once, half into test, at most 500 into validation.
+    """All that is not drawn by seed. No text of test is in validation, and none of either in train.
 
-    With all of train, it is the test set, and validation is cut from train: of the same size, at most a tenth.
+    GLUE, few shots: the official validation set, cut once: half is test, at most 500 of the rest validate.
+    GLUE, all of train: it is the test set; validation is cut from train, of the same size, at most a tenth.
+    Amazon and Yelp: test is a draw of 10,000 from the official one; one's own folder: test is its file.
+        Validation is its file, or cut from train as above or, with few shots, by `sample` from what they leave.
     """
     if task == "demo":
         return demo_data()

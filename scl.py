@@ -81,7 +81,7 @@ class _SCL(torch.autograd.Function):
     With g_i the incoming gradient, that of logit ij is g_i (exp(u_i.u_j - l_i) - [j in P(i)] / |P(i)|). Since
     logit ji is the same number, both meet in a symmetric W, whose row i needs row i of the logits alone:
         W_ij = g_i exp(u_i.u_j - l_i) + g_j exp(u_i.u_j - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|
-        dL/du_i = sum_j W_ij u_j; through the normalisation goes the part of it at right angles to u_i.
+        dL/du_i = sum_j W_ij u_j, of which normalising lets through the part at right angles to u_i, over the length.
     So two matrix products do it all; where the logits are not kept, a third makes them again.
     """
 
@@ -89,15 +89,16 @@ class _SCL(torch.autograd.Function):
 
     @staticmethod
     def forward(features, labels, temperature, chunk_size):
-        largest = features.abs().amax(dim=1, keepdim=True)  # (N, 1), so that squares neither overflow nor underflow
+        # u = features / length, in two divisions, so that squares neither overflow nor underflow
+        largest = features.abs().amax(dim=1, keepdim=True)  # (N, 1)
         largest = largest.masked_fill(largest == 0, math.inf)  # a row of zeros stays one, with gradient 0
         u = features / largest  # (N, D)
         length = torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp(min=1) * temperature**0.5  # (N, 1)
-        u, length = u / length, length * largest  # features / u, with the scaling by the largest undone
+        u, length = u / length, length * largest
 
         buffer = None
         if chunk_size < len(u):  # results that lie between the blocks would fragment the memory
-            buffer = (u[:, :1] + labels[:, None]).repeat(1, 3)  # (N, 3), to be overwritten; vmap batches it with either
+            buffer = (u[:, :1] + labels[:, None]).repeat(1, 3)  # (N, 3); of both, so that vmap batches it with either
         for start in range(0, max(len(u), 1), chunk_size):
             logits, positives = _block(u, labels, temperature, start, chunk_size)  # (c, N) each
             num_positives = positives.sum(dim=1, keepdim=True)  # (c, 1)
@@ -137,7 +138,7 @@ class _SCL(torch.autograd.Function):
                 w.addcmul_((logits - log_denominator.T).exp_(), grad.T)
                 w.addcmul_(positives, share[rows] + share.T).div_(length[rows])
                 along_u = (w * logits).sum(dim=1, keepdim=True)  # (c, 1), of d/du_i and u_i: W_ii is 0
-                result = (w @ u).addcmul_(u[rows], along_u, value=-temperature)  # (c, D)
+                result = (w @ u).addcmul_(u[rows], along_u, value=-temperature)  # (c, D); |u_i|^2 is 1/temperature
                 if buffer is not None:
                     buffer[rows] = result
             return result if buffer is None else buffer, None, None, None
@@ -213,7 +214,7 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
     class_size = torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)  # (N,)
     has_positive = class_size > 1
     all_equal = (class_size == class_size[:1]).all()
-    gap = torch.where(all_equal, n / (n - class_size), 2.0)  # 1 - negative; K/(K-1) = n/(n - class_size)
+    gap = torch.where(all_equal, n / (n - class_size), 2.0)  # 1 - negative; K/(K-1) = n/(n - class_size), inf for one
     floor = torch.log(class_size - 1 + (n - class_size) * torch.exp(-gap / temperature))
     lowest = floor.where(has_positive, 0).sum() / has_positive.sum().clamp(min=1)
     return lowest, has_positive.any() * math.log(max(n - 1, 1))
@@ -227,7 +228,7 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
         loss = ce_scl_loss(*gather_batch(class_logits, features, labels))
 
     The gradient of a rank's rows is summed over the ranks' losses and, as DistributedDataParallel averages
-    over ranks, the parameters get what one process would give them. An encoder without it: divide by ranks.
+    over ranks, the parameters get what one process would give them. Without it, average them over ranks yourself.
 
     Cost, for R ranks of N/R rows: every rank receives N (C + D) numbers, sums as many in backward, and computes
     the whole O(N^2 D) loss. The lengths are read once, a synchronisation.
