@@ -370,7 +370,7 @@ def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
         "seeds": ", ".join(f"{seed}: {percent(arm[seed]['test_accuracy'])}" for seed in sorted(arm)),
     }
     of_paper = PAPER.get((record["task"], row["shots"], record["noise_level"]))
-    if of_paper and record["noise"] in (None, "backtranslation"):
+    if of_paper and record["noise"] in (None, "backtranslation") and record["batch_size"] == 16:
         row["paper"] = dict(zip((CE, CE_SCL), of_paper, strict=True)).get(tuple(record[name] for name in METHOD))
     if clean and len(lost := paired_differences(arm, clean, "validation", "test")) > 1:
         row["minus clean [95 %]"] = interval(lost)
