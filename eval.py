@@ -250,7 +250,8 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
         for record in read_records(Path(file)):
             if lacking := [name for name in FIELDS if name not in record]:
                 raise Mistake(f"argument RESULTS.jsonl: {file} holds a line without {lacking[0]}: no record of a run")
-            record["model"] = re.sub(r"-lam[^/]*$", "", record["model"])  # CE and CE + SCL each go on from their own
+            # CE and CE + SCL each go on from a checkpoint of their own.
+            record["model"] = re.sub(r"-lam[\d.e-]+(-tau[\d.e-]+)?-seed\d+-\w+$", "", record["model"])
             arms = settings.setdefault(tuple(str(record[name] or "") for name in SETTING), {})
             arm = arms.setdefault(tuple(record[name] for name in METHOD), {})
             where = f"{record['task']}, N = {shots(record)}, {method_name(record)}"
@@ -282,10 +283,11 @@ def grid(args: argparse.Namespace) -> None:
         mixed = " and ".join(value or "none" for value in pair)
         raise Mistake(f"argument RESULTS.jsonl: a grid is of one setting, these mix {name} {mixed}")
     (arms,) = settings.values()
-    baseline = arms.get(CE)
+    baseline = arms.get(CE, {})
     arms = {(lam, tau): arm for (lam, tau, _), arm in arms.items() if lam}
     if not arms:
         raise Mistake("argument RESULTS.jsonl: no run with --lam above 0 to draw")
+    baseline = {seed: record for seed, record in baseline.items() if any(seed in arm for arm in arms.values())}
     lams, taus = (sorted({key[i] for key in arms}) for i in (0, 1))
     means = np.array([[100 * values(arms[lam, tau], "validation_accuracy").mean() if (lam, tau) in arms else np.nan
                        for tau in taus] for lam in lams])  # (lam, tau)
@@ -370,7 +372,9 @@ def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
         "seeds": ", ".join(f"{seed}: {percent(arm[seed]['test_accuracy'])}" for seed in sorted(arm)),
     }
     of_paper = PAPER.get((record["task"], row["shots"], record["noise_level"]))
-    if of_paper and record["noise"] in (None, "backtranslation") and record["batch_size"] == 16:
+    transfers = "a class" in row["shots"]  # the paper's, from SST-2
+    if (of_paper and record["noise"] in (None, "backtranslation") and record["batch_size"] == 16
+            and (not transfers or Path(record["model"]).name.startswith("sst2-"))):
         row["paper"] = dict(zip((CE, CE_SCL), of_paper, strict=True)).get(tuple(record[name] for name in METHOD))
     if clean and len(lost := paired_differences(arm, clean, "validation", "test")) > 1:
         row["minus clean [95 %]"] = interval(lost)
@@ -381,7 +385,7 @@ def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
     if pairs > 1:
         row["minus CE [95 %]"] = interval(differences)
     if pairs >= 6:
-        row["p"] = sign_flip_p(differences)
+        row["p"] = sign_flip_p(np.rint(differences * record["test_size"]))  # whole examples: sums that tie, tie exactly
     row["note"] = f"{pairs} pairs" if pairs < max(n, len(ce)) else ""
     return row
 
@@ -420,7 +424,7 @@ def table(args: argparse.Namespace) -> None:
         print("minus: mean paired difference per seed, with Student's t interval"
               + ("; p: sign-flip permutation test, Holm-corrected over the table." if tested else "."))
     if "paper" in columns:
-        print("paper: RoBERTa-Large, top 3 of 10; its CE + SCL is the best of 24 (lam, tau).")
+        print("paper: RoBERTa-Large, few-shot top 3 of 10 seeds; its CE + SCL is the best of 24 (lam, tau).")
     print(f"\n{provenance(settings)}\n\nEvery seed:\n")
     for row in rows:
         cells = [row[name] for name in columns[: columns.index("method") + 1]]

@@ -100,6 +100,13 @@ def test_p_is_the_share_of_sign_flips_at_least_as_far(differences):
     assert evaluate.sign_flip_p(np.array(differences) / 100) == pytest.approx(expected)
 
 
+def test_p_counts_ties_of_accuracies_that_floating_point_would_part(tmp_path, capsys):
+    gained = [5, 1, -4, 2, -4, -3]
+    records = [fake(seed, lam, (250 + (lam > 0) * gained[seed]) / 436, test_size=436)
+               for seed in range(6) for lam in (0, 0.9)]
+    assert rows(capsys, write(tmp_path, *records))[1]["p"] == "0.812"  # 52 of 64 flips
+
+
 def test_holm():
     assert evaluate.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert evaluate.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
@@ -168,6 +175,12 @@ def test_the_papers_number_stands_beside_its_own_setting_and_method(tmp_path, ca
     assert table[1]["minus CE [95 %]"] == "+0.0 [+0.0, +0.0]"  # a method of its own, never the baseline
 
 
+def test_the_papers_transfer_stands_beside_transfer(tmp_path, capsys):
+    models = ("all-MiniLM-L6-v2", "runs/sst2-n60-lam0-seed0-0a1b2c")
+    records = [fake(0, 0, 0.8, task="amazon_polarity", shots=None, shots_per_class=20, model=model) for model in models]
+    assert [row["paper"] for row in rows(capsys, write(tmp_path, *records))] == ["", "87.4 ± 6.4"]
+
+
 def test_noise_is_compared_with_the_same_method_without(tmp_path, capsys):
     lost = {0: [0.10, 0.12], 0.9: [0.03, 0.05]}
     clean = [fake(seed, lam, 0.8) for lam in lost for seed in (0, 1)]
@@ -182,6 +195,11 @@ def test_two_arms_that_go_on_from_checkpoints_of_their_own_are_pairs(tmp_path, c
     records = [fake(seed, lam, 0.8 + lam / 100, model=model) for lam, model in models.items() for seed in (0, 1)]
     _, scl = rows(capsys, write(tmp_path, *records))
     assert scl["minus CE [95 %]"] == "+0.9 [+0.9, +0.9]"
+
+
+def test_two_models_are_two_settings_whatever_they_are_called(tmp_path, capsys):
+    records = [fake(seed, 0, 0.8, model=f"org/x-lambda-{name}") for seed, name in enumerate("ab")]
+    assert [row["n"] for row in rows(capsys, write(tmp_path, *records))] == ["1", "1"]
 
 
 def test_a_missing_file(capsys):
@@ -303,6 +321,15 @@ def test_mistakes(capsys, argv, message):
         status = stop.code
     captured = capsys.readouterr()
     assert status == 2 and message in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_grid_gives_ce_over_the_seeds_of_its_cells(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluate, "save", lambda figure, output: drawn.append(figure))
+    records = [fake(seed, 0, 0.8, validation) for seed, validation in enumerate((0.6, 0.7, 0.9, 0.9))]
+    file = write(tmp_path, *records, *(fake(seed, 0.9, 0.8) for seed in (0, 1)))
+    assert evaluate.main(["grid", str(file), "-o", "grid.png"]) == 0
+    assert drawn[0].axes[0].get_title().endswith("mean of 2 seeds; CE 65.0")
 
 
 def test_a_grid_of_two_settings_is_refused(tmp_path, capsys):
