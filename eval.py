@@ -89,7 +89,7 @@ def test_set(folder: str, task: str | None, data_dir: str | None, device: str | 
     if task is None and data.test.checksum != record["test_checksum"]:
         raise Mistake(f"{folder} was tested on other data than {record['task']} holds now; give --task or --data-dir")
     tokenizer = load_tokenizer(folder, record["pooling"])
-    names = tuple(transformers.AutoConfig.from_pretrained(folder).id2label.values())
+    names = tuple(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label.values())
     numbers = tuple(map(str, range(len(names))))  # labels that are numbers are the checkpoint's own
     if set(names) != set(data.label_names) and data.label_names != numbers:
         own, other = ", ".join(names), ", ".join(data.label_names)

@@ -64,6 +64,7 @@ TASKS = {
                             hub="fancyzhx/amazon_polarity"),
     "yelp_polarity": Task("YelpPolarity", None, ("text",), POLARITY, test="test", hub="fancyzhx/yelp_polarity"),
 }
+BUILT_IN = ("demo", *TASKS)  # never a folder
 DEFAULT_MODEL = "FacebookAI/roberta-large"
 TRANSLATORS = ["Helsinki-NLP/opus-mt-en-de", "Helsinki-NLP/opus-mt-de-en"]
 SPLIT_SEED = 0  # cuts test and validation, the same for every --seed
@@ -118,12 +119,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--noise-level", type=not_negative, help="which fraction of labels or words; which temperature of translation")
     add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two sequence-to-sequence "
         f"models (default: {' '.join(TRANSLATORS)})")
-    add("--max-length", type=number(int, "[3, inf)"), default=256, help="tokens, or the model's limit (default: 256)")
+    add("--max-length", type=number(int, "[8, inf)"), default=256, help="tokens, or the model's limit (default: 256)")
 
     add = parser.add_argument_group("method (of several values every combination runs)").add_argument
     add("--lam", type=fraction, nargs="+", default=[0.9], help="weight of SCL against CE in Eq. 1; 0 is CE alone; 1 "
         "fits the classifier afterwards, on frozen features (default: 0.9)")
-    add("--tau", type=positive, nargs="+", default=[0.3], help="temperature of SCL (default: 0.3)")
+    add("--tau", type=number(float, "[1e-6, inf)"), nargs="+", default=[0.3], help="temperature of SCL (default: 0.3)")
     add("--seed", type=number(int, "[0, 4294967295]"), nargs="+", default=[0], help="of sample, weights, batches, "
         "dropout (default: 0)")
     add("--ce-temperature", type=positive, metavar="T", help="with --lam 0: CE of a linear classifier on l2-normalised "
@@ -183,9 +184,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_writable(Path(args.out))
     except Mistake as mistake:
         parser.error(str(mistake))
-    for name in ("task", "model"):
-        if os.path.isdir(getattr(args, name)):
-            setattr(args, name, os.path.normpath(getattr(args, name)))  # one spelling of a run
+    for name in ("task", "model"):  # one spelling of a relative folder; ./demo is not the demo
+        if (given := getattr(args, name)) not in BUILT_IN and os.path.isdir(given):
+            path = os.path.normpath(given)
+            setattr(args, name, f"./{path}" if path in BUILT_IN else path)
     return args
 
 
@@ -202,7 +204,7 @@ def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
             if not file.is_file():
                 raise Mistake(f"argument --data-dir: no file {file}; expected GLUE's layout, DIR/SST-2/train.tsv")
         return files
-    if task in TASKS or task == "demo":
+    if task in BUILT_IN:
         return {}
     if not Path(task).is_dir():
         raise Mistake(f"argument --task: {task} is neither a folder nor one of demo, {', '.join(TASKS)}")
@@ -220,8 +222,8 @@ def task_files(task: str, data_dir: str | None) -> dict[str, Path]:
 
 def check_model_folder(model: str, own_classifier: bool) -> None:
     folder = Path(model)
-    is_local = folder.is_dir() or model.count("/") > 1 or model[0] in "./~"  # not a hub id, nor demo
-    if is_local and not (folder / "config.json").is_file():
+    is_local = folder.is_dir() or model.count("/") > 1 or model[0] in "./~"  # not a hub id
+    if is_local and model != "demo" and not (folder / "config.json").is_file():
         raise Mistake(f"argument --model: {model} has no config.json; expected a hub id or a save_pretrained folder")
     if own_classifier and (folder / "head.safetensors").is_file():
         raise Mistake(f"argument --model: {model} was trained with --pooling mean or --ce-temperature; say so")
@@ -311,20 +313,22 @@ def read_rows(file: Path, header: tuple[str, ...] | None = None) -> list[dict]:
                 return list(csv.DictReader(lines, strict=True))
             if file.suffix == ".jsonl":
                 return [dict(json.loads(line)) for line in lines.read().split("\n") if line.strip()]
-            return list(csv.DictReader(lines.read().split("\n"), header, delimiter="\t", quoting=csv.QUOTE_NONE))
+            tsv = (line.removesuffix("\r").replace("\r", " ") for line in lines.read().split("\n"))
+            return list(csv.DictReader(tsv, header, delimiter="\t", quoting=csv.QUOTE_NONE))
     except (ValueError, TypeError, OSError, csv.Error) as error:  # json's and arrow's are ValueErrors
         raise Mistake(f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from None
 
 
 def read_split(file: Path, task: Task) -> Split:
     rows, columns = read_rows(file, task.header), [*(task.text or task.hub_text), task.label]
-    if missing := [column for column in columns if rows and column not in rows[0]]:
+    if missing := [column for column in columns if rows and not any(column in row for row in rows)]:
         raise Mistake(f"{file} has no column {missing[0]}; it has {', '.join(map(str, rows[0]))}")
     numbers = {str(label): label for label in range(len(task.labels))} if task.hub else {}  # GLUE writes 0 or a name
     numbers |= {name: label for label, name in enumerate(task.labels)}
     texts, labels = [], []
     for number, row in enumerate(rows, start=1):
         values = ["" if row.get(column) is None else str(row[column]) for column in columns]
+        values = [value.encode(errors="replace").decode() for value in values]  # half an emoji, in json, is no text
         empty = [column for column, value in zip(columns, values, strict=True) if not value.strip()]
         if task.hub and (None in row or None in map(row.get, columns) or task.label in empty):
             continue  # QQP has a few such rows; the hub's copy leaves them out, too
@@ -352,7 +356,7 @@ def own_task(train: Path) -> Task:
         labels.sort(key=int)
     if len(labels) == 1:
         raise Mistake(f"{train} has one label, {labels[0]}; expected two or more")
-    text = ("text", "text_pair") if rows and "text_pair" in rows[0] else ("text",)
+    text = ("text", "text_pair") if any("text_pair" in row for row in rows) else ("text",)
     return Task("", None, text, tuple(labels), hub="")
 
 
@@ -376,13 +380,19 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
     elif spec.hub and few_shot:
         official, test = test, test.draw(len(test) // 2)
         validation = official.without(test).draw(500)
-    given, train = train, train.without(test)
-    if len(train) < len(given):
-        print(f"left out of train, for test holds the same text: {len(given) - len(train)} of {len(given)} rows")
-    if validation is None and not few_shot:
-        validation = train.draw(min(len(test), len(train) // 10))
+
+    def apart(name: str, split: Split, other_name: str, other: Split) -> Split:
+        kept = split.without(other)
+        if lost := len(split) - len(kept):
+            print(f"left out of {name}, for {other_name} holds the same text: {lost} of {len(split)} rows")
+        return kept
+
+    train = apart("train", train, "test", test)
     if validation is not None:
-        validation = validation.without(test)
+        validation = apart("validation", validation, "test", test)
+        train = apart("train", train, "validation", validation)
+    elif not few_shot:
+        validation = train.draw(min(len(test), len(train) // 10))
         train = train.without(validation)
     return Data(train, validation, test, spec.labels)
 
@@ -506,8 +516,9 @@ def translate(texts: list[str], model: str, temperature: float, device: torch.de
     if not os.path.isdir(model):
         connect_hub()
     with blame("--translators", model, "a sequence-to-sequence model with safetensors"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        translator = transformers.AutoModelForSeq2SeqLM.from_pretrained(model, use_safetensors=True).to(device).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        translator = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+            model, use_safetensors=True, trust_remote_code=False).to(device).eval()
     results = []
     for start in tqdm(range(0, len(texts), EVAL_BATCH), f"translating by {model}", leave=False):
         tokens = tokenizer(texts[start : start + EVAL_BATCH], padding=True, truncation=True, return_tensors="pt")
@@ -600,10 +611,10 @@ def load_tokenizer(source: str, pooling: str):
         return transformers.RobertaTokenizer(model_max_length=64).train_new_from_iterator(
             sentences, vocab_size=400, show_progress=False)
     with blame("--model", source, "a folder that save_pretrained wrote"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # decoders have none; the mask hides it
         if tokenizer.model_max_length > 10**9:  # it does not say; and RoBERTa counts positions from 2
-            config = transformers.AutoConfig.from_pretrained(source)
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
             tokenizer.model_max_length = getattr(config, "max_position_embeddings", 514) - 2
         if pooling == "cls" and tokenizer("a")["input_ids"][0] != tokenizer.cls_token_id:
             raise Mistake(f"{source} puts no cls token first (a decoder?), and another one has not seen the sentence; "
@@ -627,26 +638,34 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
                 intermediate_size=128, max_position_embeddings=66, type_vocab_size=1, initializer_range=0.05,
                 pad_token_id=tokenizer.pad_token_id, **labels)
         else:
-            config = transformers.AutoConfig.from_pretrained(source, **labels)
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **labels)
         if config.is_encoder_decoder:
             raise Mistake(f"{source} is an encoder-decoder; choose an encoder")
         for name, value in config.to_dict().items():
-            if "dropout" in name and isinstance(value, float):
+            if ("dropout" in name or name.endswith("_pdrop")) and type(value) in (int, float):
                 setattr(config, name, dropout)
+        if hasattr(config, "classifier_pooling"):
+            config.classifier_pooling = "cls"  # ModernBERT's own may be the mean, which is not what SCL would see
         if source == "demo":
-            backbone, new = auto.from_config(config), True
+            backbone, fresh = auto.from_config(config), set()
         else:
             backbone, info = auto.from_pretrained(
                 source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
-                output_loading_info=True)
-            new = bool(info["missing_keys"] or info["mismatched_keys"])
-    if own_classifier:
-        return Model(backbone, classifier_is_new=new)
-    head, file, new = nn.Linear(config.hidden_size, len(label_names)), Path(source, "head.safetensors"), True
-    if file.is_file() and (trained := load_file(file))["weight"].shape == head.weight.shape:
-        head.load_state_dict(trained)
-        new = False
-    return Model(backbone, head, pooling, ce_temperature, new)
+                output_loading_info=True, trust_remote_code=False)
+            fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        head = None if own_classifier else nn.Linear(config.hidden_size, len(label_names))
+        model = Model(backbone, head, pooling, ce_temperature, classifier_is_new=source == "demo" or bool(fresh))
+        encoder = {name for name, _ in model.named_parameters()} - model.classifier_names()
+        if random := encoder & {f"backbone.{name}" for name in fresh}:
+            raise Mistake(f"{source} lacks {len(random)} weights of its encoder, or has them in other shapes, such as "
+                          f"{min(random).removeprefix('backbone.')}; save it anew by save_pretrained")
+    if head:
+        file = Path(source, "head.safetensors")
+        trained = load_file(file) if file.is_file() else {}
+        model.classifier_is_new = not trained or trained["weight"].shape != head.weight.shape
+        if not model.classifier_is_new:
+            head.load_state_dict(trained)
+    return model
 
 
 # ------------------------------------------------------------ training
@@ -654,6 +673,7 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
 RANK, WORLD_SIZE = 0, 1  # of one process; torchrun starts several
 if dist.is_torchelastic_launched():
     RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+TERMINATED: list[int] = []  # not empty: SIGTERM came, and the step is finished first
 
 
 def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -666,7 +686,7 @@ def batches(labels: np.ndarray, size: int, sampler: str, rng: np.random.Generato
             if sampler == "shuffled":
                 yield order[start : start + size]
             else:  # two of each of as many classes as fit, the rest from anywhere
-                chosen = [members[label] for label in rng.permutation(len(members))[: max(size // 2, 1)]]
+                chosen = [members[i] for i in rng.permutation(len(members))[: max(size // 2, 1)]]
                 pairs = np.concatenate([rng.choice(rows, min(2, len(rows)), replace=False) for rows in chosen])
                 others = rng.choice(n, min(2 * size, n), replace=False)
                 yield np.concatenate([pairs, others[~np.isin(others, pairs)]])[:size]
@@ -877,9 +897,6 @@ def fit(training: Training, train: Encoded, validation: Encoded, state: Path | N
         training.model.load_state_dict(training.best_weights)
 
 
-TERMINATED: list[int] = []  # SIGTERM came: the step is finished first
-
-
 def anywhere(flag: bool, device: torch.device) -> bool:
     """Whether it is set on any rank, so that all do the same."""
     if WORLD_SIZE == 1:
@@ -909,14 +926,14 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
             training = Training(model, config, device, classifier_only=True)
             training.started, training.result = started, result
             fit(training, train, validation, state, save_every)
-    except Diverged as step:
+    except Diverged as diverged:
         kept, best_step = "", training.result["best_step"]
         if save and best_step and not RANK:
             model.load_state_dict(training.best_weights)
             save_checkpoint(save, model, tokenizer, config | training.result)
             kept = f"; {save} keeps step {best_step}, the best before"
         anywhere(True, device)  # waits until it is written
-        failure = f"loss or class logits are not finite at step {step}"
+        failure = f"loss or class logits are not finite at step {diverged}"
         raise Mistake(f"{config['run']}: {failure}{kept}; try a smaller --lr") from None
     record = config | training.result
 
@@ -931,7 +948,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": git_commit(),
+        "commit": COMMIT,
     }
     if save and not RANK:
         save_checkpoint(save, model, tokenizer, record)
@@ -943,6 +960,9 @@ def git_commit() -> str | None:
         command = ["git", "describe", "--always", "--dirty"]
         return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
     return None
+
+
+COMMIT = git_commit()  # of the code as it was loaded: a long sweep may see another one
 
 
 @contextlib.contextmanager
@@ -1078,14 +1098,15 @@ def sweep(args: argparse.Namespace) -> None:
     for seed in seeds:
         train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
         if not len(validation):
-            raise Mistake(f"argument --task: {args.task} leaves no row for validation; add a file, or fewer --shots")
-        if (size := min(args.batch_size, len(train))) % WORLD_SIZE:
-            raise Mistake(f"argument --batch-size: expected a multiple of {WORLD_SIZE}, one share a process, got {size}"
-                          + (f", all there are of {args.batch_size}" if size < args.batch_size else ""))
+            raise Mistake(f"argument --task: {args.task} leaves no row for validation; add a file with other rows than "
+                          "test's, or fewer --shots")
         if args.noise == "backtranslation":
             train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
         elif args.noise:
             train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
+        if (size := min(args.batch_size, len(train))) % WORLD_SIZE:
+            raise Mistake(f"argument --batch-size: expected a multiple of {WORLD_SIZE}, one share a process, got {size}"
+                          + (f", all there are of {args.batch_size}" if size < args.batch_size else ""))
         for lam, tau in settings:
             config = configure(args, lam, tau, seed, (train, validation, test))
             folder = Path(args.out, config["run"])

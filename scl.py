@@ -9,7 +9,7 @@ the first token. The SCL term alone is `scl_loss(features, labels)`. On several 
 
     class_logits, features, labels = gather_batch(class_logits, features, labels)
 
-Large N needs no care: beyond N = 4096 memory grows with N, not N^2 (`chunk_size`).
+Large N needs no care: beyond N = 4096 memory grows with N, not N^2 (`chunk_size`; in eager mode).
 
 What the value means: it falls from about log(N-1), where all features point the same way, to a
 lowest value that the labels set (`scl_bounds`). That is not 0, since the other positives always
@@ -39,6 +39,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
             under autocast. A row of zeros has no direction: similarity 0 to all, gradient 0.
         labels: (N,), integer or bool, on the device of `features`.
         temperature: tau > 0, in units of cosine similarity; smaller looks harder at near neighbours.
+            Below 0.001 float32 gradients lose digits.
         reduction: "mean" over the anchors that have a positive, so that lam in Eq. 1 weighs
             two means; "sum" is Eq. 3 as printed; "none" gives (N,).
         chunk_size: anchors at a time. Fewer than N take O(N chunk_size) memory, nothing N x N is kept
@@ -48,8 +49,8 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
         float32 (float64 for float64) scalar, or (N,) for "none". Per anchor,
         log|P(i)| <= loss_i <= log(N-1) + 2/tau. An anchor without a positive has loss 0 and
         weighs nothing; if there is no other (one example, all labels different, N = 0),
-        the result is 0 with zero gradient. NaN in `features` gives NaN. Reverse mode differentiates it
-        any number of times; it composes with torch.func.grad and vmap, torch.compile and export.
+        the result is 0 with zero gradient. NaN in `features` gives NaN. Reverse mode differentiates it any
+        number of times in eager mode; torch.func.grad, a vmap, export and torch.compile (once) take it, too.
 
     Raises:
         ValueError: shape, temperature, reduction or chunk_size; TypeError: dtype.
@@ -63,7 +64,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, or None, got {chunk_size}")
-    chunk_size = chunk_size or (max(len(labels), 1) if len(labels) <= 4096 else 512)
+    chunk_size = chunk_size or (4096 if labels.shape[0] <= 4096 else 512)
     with torch.autocast(features.device.type, enabled=False):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         loss, num_positives, *_ = _SCL.apply(features, labels, temperature, chunk_size)  # (N,), (N, 1)
@@ -96,10 +97,10 @@ class _SCL(torch.autograd.Function):
         length = torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp(min=1) * temperature**0.5  # (N, 1)
         u, length = u / length, length * largest
 
-        buffer = None
-        if chunk_size < len(u):  # results that lie between the blocks would fragment the memory
+        starts, buffer = _starts(u.shape[0], chunk_size), None
+        if len(starts) > 1:  # results that lie between the blocks would fragment the memory
             buffer = (u[:, :1] + labels[:, None]).repeat(1, 3)  # (N, 3); of both, so that vmap batches it with either
-        for start in range(0, max(len(u), 1), chunk_size):
+        for start in starts:
             logits, positives = _block(u, labels, temperature, start, chunk_size)  # (c, N) each
             num_positives = positives.sum(dim=1, keepdim=True)  # (c, 1)
             log_denominator = logits.logsumexp(dim=1, keepdim=True)
@@ -130,8 +131,9 @@ class _SCL(torch.autograd.Function):
             grad = grad[:, None]  # (N, 1): a column is of i, its transpose of j
             share = -grad / num_positives.clamp(min=1)
 
-            buffer = u + grad if chunk_size < len(u) else None  # (N, D), again overwritten block by block
-            for start in range(0, max(len(u), 1), chunk_size):
+            starts = _starts(u.shape[0], chunk_size)
+            buffer = u + grad if len(starts) > 1 else None  # (N, D), again overwritten block by block
+            for start in starts:
                 rows = slice(start, start + chunk_size)
                 logits, positives = _block(u, labels, temperature, start, chunk_size, kept_logits)  # (c, N) each
                 w = (logits - log_denominator[rows]).exp_() * grad[rows]
@@ -142,6 +144,11 @@ class _SCL(torch.autograd.Function):
                 if buffer is not None:
                     buffer[rows] = result
             return result if buffer is None else buffer, None, None, None
+
+
+def _starts(n, chunk_size):
+    """The first rows of the blocks. A single one without a loop over N, so that a compiled graph serves every N."""
+    return range(0, n, chunk_size) if chunk_size < n else [0]
 
 
 def _block(u, labels, temperature, start, size, logits=None):
@@ -167,7 +174,8 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
         lam: in [0, 1]. 0 is cross-entropy alone, exactly; 1 gives the classifier zero gradient.
 
     Returns:
-        Scalar, float32 (float64 for float64): both terms are means over the batch.
+        Scalar, float32 (float64 for float64), of two means: over the batch, and over its anchors with a positive.
+        NaN for N = 0, as cross-entropy is.
 
     Raises:
         ValueError: shape, lam or temperature; TypeError: dtype; IndexError (on a CPU): a label below 0 or above C-1.
@@ -194,8 +202,8 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
 
         mean over anchors of log( |P(i)| + (N - 1 - |P(i)|) exp((negative - 1) / tau) )
 
-    Exact for one class, for two, and for equal sizes. For three or more classes of unequal sizes
-    it is a bound that nothing attains: three directions cannot all be opposite.
+    Exact for one class, for two, for equal sizes, and if only one class has more than one example.
+    Otherwise it is a bound that nothing attains: three directions cannot all be opposite.
 
     Args:
         labels: (N,), integer or bool. temperature: tau > 0.

@@ -72,7 +72,7 @@ def run(task: str, shots: int, method: str, seeds: range) -> None:
         finetune.append_record(RESULTS, {
             "run": f"{task}-n{shots}-{method}-seed{seed}", "task": task, "shots": shots, "method": method, "seed": seed,
             "train_checksum": train.checksum, "test_checksum": test.checksum, "test_accuracy": accuracy,
-            "seconds": round(time.perf_counter() - started, 1), "commit": finetune.git_commit(),
+            "seconds": round(time.perf_counter() - started, 1), "commit": finetune.COMMIT,
         })
         print(f"{task}, N = {shots}, {method}, seed {seed}: {accuracy:.3f}", flush=True)
 

@@ -32,6 +32,26 @@ def test_carriage_returns_belong_to_the_line_end(glue):
     assert (train.texts, train.labels.tolist()) == ([("a b",), ("c d",)], [0, 1])
 
 
+def test_a_carriage_return_in_a_cell_is_a_space(glue):
+    write_lines(glue / "SST-2" / "train.tsv", ["sentence\tlabel", "a\rb\t0", "c d\t1"])
+    assert load_data("sst2", glue, few_shot=False).train.texts == [("a b",), ("c d",)]
+
+
+def test_half_an_emoji_is_a_question_mark(own):
+    rows = [(text, label) for text, label in zip(("so \ud83d", *sentences(3)), "abab", strict=True)]
+    train = load_data(str(own("jsonl", train=rows, test=rows[2:])), None, few_shot=True).train
+    assert train.texts[0] == ("so ?",) and train.checksum
+
+
+def test_a_pair_is_a_pair_where_the_first_row_has_none(own):
+    rows = [("so", "a"), ("not", "b")]
+    folder = own("jsonl", train=rows, test=rows)
+    with open(folder / "train.jsonl", "a") as file:
+        file.write('{"text": "so", "text_pair": "and so", "label": "a"}\n')
+    with pytest.raises(finetune.Mistake, match="row 1 below the header: no text_pair"):
+        load_data(str(folder), None, few_shot=True)
+
+
 def test_cola_has_no_header(glue):
     train = load_data("cola", glue, few_shot=True).train
     assert len(train) == 120

@@ -87,12 +87,30 @@ def test_a_folder_spelt_otherwise_is_the_same_run(tmp_path, own, capsys):
     assert len(finetune.read_records(tmp_path / "out" / "results.jsonl")) == 1
 
 
-def test_rows_of_train_that_test_holds_are_left_out_aloud(tmp_path, own, capsys):
+def test_a_folder_named_like_a_built_in_is_not_taken_for_it(tmp_path, own, monkeypatch):
+    own(train=[(text, "abc"[i % 3]) for i, text in enumerate(sentences(60))], test=[("so", "a"), ("not", "b")])
+    (tmp_path / "own").rename(tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--shots", "9", "--max-steps", "2", "--model", "demo", "--out", "out", "--task"]
+    for task in ("./demo", "demo"):
+        assert finetune.main([*flags, task]) == 0
+    ours, built_in = finetune.read_records(tmp_path / "out" / "results.jsonl")
+    assert (ours["task"], ours["test_size"]) == ("./demo", 2) and built_in["test_size"] == 300
+    Path(built_in["run"]).write_text("")  # the name of a checkpoint, too
+    (tmp_path / "out" / built_in["run"]).rename(tmp_path / "out" / "demo")
+    monkeypatch.chdir(tmp_path / "out")
+    assert finetune.parse_args(["--task", "sst2", "--model", "./demo"]).model == "./demo"
+
+
+def test_rows_that_two_splits_hold_are_left_out_aloud(tmp_path, own, capsys):
     rows = [(text, i % 2) for i, text in enumerate(sentences(40))]
-    folder = own(train=rows, test=rows[:4])
-    flags = ["--model", "demo", "--shots", "8", "--max-steps", "2", "--out", str(tmp_path / "out")]
-    assert finetune.main(["--task", str(folder), *flags]) == 0
-    assert "left out of train, for test holds the same text: 4 of 40 rows" in capsys.readouterr().out
+    folder = own(train=rows, validation=rows[3:9], test=rows[:4])
+    flags = ["--task", str(folder), "--model", "demo", "--shots", "8", "--max-steps", "2", "--out"]
+    assert finetune.main([*flags, str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    for lost in ("train, for test holds the same text: 4 of 40", "validation, for test holds the same text: 1 of 6",
+                 "train, for validation holds the same text: 5 of 36"):
+        assert f"left out of {lost} rows" in printed
 
 
 def test_a_sweep_keeps_records_only_unless_told(tmp_path):
@@ -212,10 +230,53 @@ def test_dropout_is_set_and_0_is_heeded():
         assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {dropout}
 
 
+SMALL = {"vocab_size": 400, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+         "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("config", [
+    transformers.AlbertConfig(**SMALL, hidden_dropout_prob=0, attention_probs_dropout_prob=0),  # whole numbers
+    transformers.GPT2Config(vocab_size=400, n_embd=16, n_layer=2, n_head=2)])  # attn_pdrop and so on
+def test_dropout_is_that_of_the_flag_whatever_the_architecture_calls_it(tmp_path, config):
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    model = finetune.load_model(str(tmp_path), "mean", finetune.POLARITY, None, 0.25)
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+
+
+def test_the_classifier_of_modernbert_reads_what_scl_sees(tmp_path):
+    config = transformers.ModernBertConfig(**SMALL, classifier_pooling="mean", pad_token_id=0, cls_token_id=1)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    model = finetune.load_model(str(tmp_path), "cls", finetune.POLARITY, None, 0.0).eval()
+    tokens = torch.arange(1, 9)[None]
+    class_logits, features = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    torch.testing.assert_close(class_logits, model.backbone.classifier(model.backbone.head(features)))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_an_encoder_that_would_start_from_random_weights_is_refused(tmp_path, pooling):
+    model, *_ = parts()
+    model.backbone.save_pretrained(tmp_path)
+    weights = finetune.load_file(tmp_path / "model.safetensors")
+    finetune.save_file({f"module.{name}": weight for name, weight in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(finetune.Mistake, match="lacks 37 weights of its encoder"):
+        finetune.load_model(str(tmp_path), pooling, finetune.POLARITY, None, 0.0)
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path, capsys, monkeypatch):
+    (tmp_path / "model").mkdir()
+    config = {"model_type": "ours", "auto_map": {"AutoConfig": "code.Config"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # to the question that transformers would ask
+    assert "argument --model" in mistake(capsys, tmp_path, "--task", "demo", "--model", tmp_path / "model")
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_agrees_within_its_rounding(precision):
     full = fit(*parts(lam=0.9, lr=1e-5, head_lr=1e-5))
     low = fit(*parts(lam=0.9, lr=1e-5, head_lr=1e-5, precision=precision))
+    assert low["scl"] != full["scl"]
     assert low["scl"] == pytest.approx(full["scl"], rel=0.02) and low["ce"] == pytest.approx(full["ce"], rel=0.02)
 
 
@@ -246,12 +307,39 @@ def test_predictions_come_in_the_order_of_the_rows():
         assert np.allclose(model(**tokens)[0].detach().numpy()[0], class_logits[row], atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler, noise", [("balanced", "label"), ("shuffled", "word")])
-def test_noise_and_sampler_reach_the_run(tmp_path, sampler, noise):
-    clean = run(tmp_path, "--shots", 20)[0]
-    spoiled = run(tmp_path, "--shots", 20, "--noise", noise, "--noise-level", 0.3, "--sampler", sampler)[1]
-    assert spoiled["train_checksum"] != clean["train_checksum"] and spoiled["sampler"] == sampler
-    assert [spoiled[f"{s}_checksum"] == clean[f"{s}_checksum"] for s in ("validation", "test")] == [True, True]
+@pytest.mark.parametrize("noise", ["label", "word"])
+def test_noise_reaches_the_training_sample_alone(tmp_path, noise):
+    clean, spoiled = (run(tmp_path, "--shots", 20, *flags)[-1]
+                      for flags in ((), ("--noise", noise, "--noise-level", 0.3)))
+    same = [spoiled[f"{split}_checksum"] == clean[f"{split}_checksum"] for split in ("train", "validation", "test")]
+    assert same == [False, True, True]
+
+
+@pytest.mark.parametrize("sampler, expected", [("shuffled", {0, 1, 2}), ("balanced", {2})])
+def test_sampler_reaches_the_batches(monkeypatch, sampler, expected):
+    """How many of a class that is 3 of 20 are in batches of 4."""
+    counts, backward = [], finetune.Training.backward
+    monkeypatch.setattr(finetune.Training, "backward",
+                        lambda self, pieces, labels: counts.append(int(labels.sum())) or backward(self, pieces, labels))
+    model, train, *rest = parts(steps=30, eval_every=30, batch_size=4, sampler=sampler)
+    train.labels[:] = torch.arange(20) < 3
+    fit(model, train, *rest)
+    assert set(counts) - {3} == expected
+
+
+@pytest.mark.parametrize("of", ["batches", "dropout"])
+def test_what_is_random_depends_on_the_seed(of):
+    """At lr 0 and with the same weights, CE differs only by which rows a batch holds, or by what is dropped."""
+    settings = {"batches": {"dropout": 0.0, "batch_size": 4}, "dropout": {"batch_size": 20}}[of]
+    values = [fit(*parts(lam=0.0, lr=0.0, head_lr=0.0, steps=1, eval_every=1, seed=seed, **settings))["ce"]
+              for seed in (0, 1, 0)]
+    assert values[0] == values[2] != pytest.approx(values[1], rel=1e-4)
+
+
+def test_weight_decay_is_of_matrices_alone():
+    model, *_, config, _ = parts(weight_decay=0.1)
+    for group in finetune.make_optimizer(model, config, classifier_only=False).param_groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.1}
 
 
 def save_translator(folder, seed):
@@ -417,10 +505,10 @@ def mistake(capsys, tmp_path, *flags):
     ("--task demo --lam 1.5", "argument --lam: expected float in [0, 1], got 1.5"),
     ("--task demo --lam 0.5 -0.1", "argument --lam: expected float in [0, 1], got -0.1"),
     ("--task demo --lam nan", "argument --lam: expected float in [0, 1], got nan"),
-    ("--task demo --tau 0", "argument --tau: expected float in (0, inf), got 0"),
-    ("--task demo --tau -1", "argument --tau: expected float in (0, inf), got -1"),
-    ("--task demo --tau nan", "argument --tau: expected float in (0, inf), got nan"),
-    ("--task demo --tau inf", "argument --tau: expected float in (0, inf), got inf"),
+    ("--task demo --tau 0", "argument --tau: expected float in [1e-6, inf), got 0"),
+    ("--task demo --tau -1", "argument --tau: expected float in [1e-6, inf), got -1"),
+    ("--task demo --tau nan", "argument --tau: expected float in [1e-6, inf), got nan"),
+    ("--task demo --tau inf", "argument --tau: expected float in [1e-6, inf), got inf"),
     ("--task demo --lr 0", "argument --lr: expected float in (0, inf), got 0"),
     ("--task demo --head-lr -1", "argument --head-lr: expected float in (0, inf), got -1"),
     ("--task demo --batch-size 0", "argument --batch-size: expected int in [1, inf), got 0"),
@@ -440,7 +528,7 @@ def mistake(capsys, tmp_path, *flags):
     ("--task demo --lamb 0.5", "unrecognized arguments: --lamb"),
     ("--task demo --device cuda:99", "argument --device: cuda:99 cannot be used"),
     ("--task demo --device meta", "argument --device: meta cannot be used"),
-    ("--task demo --max-length 2", "argument --max-length: expected int in [3, inf), got 2"),
+    ("--task demo --max-length 2", "argument --max-length: expected int in [8, inf), got 2"),
     ("--task demo --device toaster", "argument --device: toaster cannot be used"),
     ("--task demo --data-dir .", "argument --data-dir: goes with a named task"),
     ("--task sst2 --data-dir /nowhere", "argument --data-dir: no file /nowhere/SST-2/train.tsv"),

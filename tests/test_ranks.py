@@ -68,6 +68,18 @@ def own_anchors(rank, ranks):
     return everything.detach(), own.grad
 
 
+def plain_sum(rank, ranks):
+    """Its gradient is one number, seen as many: a collective that wrote into it would break the memory."""
+    own = torch.ones(3, 2, requires_grad=True)
+    gather_batch(own)[0].sum().backward()
+    return own.grad
+
+
+def test_the_gradient_of_a_sum(tmp_path):
+    for gradient in spawn(plain_sum, 2, tmp_path):
+        assert torch.equal(gradient, torch.full((3, 2), 2.0))
+
+
 def test_gradients_are_summed_over_the_losses_of_the_ranks(tmp_path):
     results = spawn(own_anchors, 2, tmp_path)
     expected = torch.cat([torch.arange(6.0).reshape(3, 2).T * (rank + 1) for rank in range(2)])

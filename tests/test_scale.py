@@ -55,9 +55,18 @@ def test_cached_gradients_are_those_of_all_pieces_at_once(pooling, size):
 
 
 @pytest.mark.parametrize("lam", [0, 0.9, 1])
-def test_micro_batches_train_as_the_whole_batch_does(lam):
+def test_micro_batches_train_as_the_whole_batch_does(lam, monkeypatch):
+    sizes, forward = [], finetune.Training.forward
+
+    def seen(self, tokens, piece):
+        sizes.append(len(tokens["input_ids"]))
+        return forward(self, tokens, piece)
+
+    monkeypatch.setattr(finetune.Training, "forward", seen)
     whole = fit(*parts(lam=lam, steps=20, eval_every=20, dropout=0.0))
+    assert sizes == [16] * 20
     pieces = fit(*parts(lam=lam, steps=20, eval_every=20, dropout=0.0, micro_batch_size=5))
+    assert sizes[20:] == [5, 5, 5, 1] * 2 * 20  # without a graph and with
     for name in ("ce", "scl") if lam else ("ce",):
         assert pieces[name] == pytest.approx(whole[name], rel=1e-3)
 
@@ -258,5 +267,7 @@ def test_ten_thousand_classes_of_one_example_and_a_line_of_5_mb(own, tmp_path, c
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 def test_compile_agrees():
+    torch._dynamo.reset()
     plain, compiled = (fit(*parts(steps=3, dropout=0.0, compile=compile)) for compile in (False, True))
     assert compiled["scl"] == pytest.approx(plain["scl"], rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]

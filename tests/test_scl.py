@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+import scl
 from scl import ce_scl_loss, scl_bounds, scl_loss
 
 examples = int(os.environ.get("SCL_EXAMPLES", settings.default.max_examples))  # on CI the default repeats them
@@ -314,8 +315,8 @@ def test_torch_func(chunk_size):
     same(jacobian.sum(dim=0), grad(functools.partial(loss, reduction="sum"))(features[0], labels[0]))
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_one_graph_and_no_second_compilation(chunk_size):
+@pytest.mark.parametrize("chunk_size, lengths, compilations", [(None, (12, 12, 13, 7, 40), 2), (4, (12, 12), 1)])
+def test_one_graph_for_the_first_length_and_one_for_all_others(chunk_size, lengths, compilations):
     graphs = []
 
     def backend(graph, inputs):
@@ -326,23 +327,24 @@ def test_one_graph_and_no_second_compilation(chunk_size):
     loss = functools.partial(ce_scl_loss, lam=0.9) if chunk_size is None else lambda _, x, y: scl_loss(
         x, y, chunk_size=chunk_size)
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
-    for seed in (1, 2):
-        features, labels = batch(seed=seed)
+    for seed, length in enumerate(lengths):
+        features, labels = batch(length, seed=seed)
         mine, plain = features.clone().requires_grad_(), features.requires_grad_()
         compiled(mine[:, :3], mine, labels).backward()
         loss(plain[:, :3], plain, labels).backward()
         torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-9, atol=1e-12)
-    assert len(graphs) == 1
+    assert len(graphs) == compilations
 
 
-def test_export():
+def test_export_for_any_length():
     class Objective(torch.nn.Module):
         def forward(self, features, labels):
             return ce_scl_loss(features[:, :3], features, labels)
 
-    first, second = batch(seed=1), batch(seed=2)
-    exported = torch.export.export(Objective(), first).module()
-    torch.testing.assert_close(exported(*second), Objective()(*second))
+    n = torch.export.Dim("n", min=2, max=4000)
+    exported = torch.export.export(Objective(), batch(seed=1), dynamic_shapes=({0: n}, {0: n})).module()
+    for length in (12, 30):
+        torch.testing.assert_close(exported(*batch(length)), Objective()(*batch(length)))
 
 
 def test_neither_values_nor_shapes_wait_for_the_data():
@@ -373,6 +375,15 @@ def test_what_is_saved_for_backward(chunk_size, least, most):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         scl_loss(features, torch.arange(600) % 2, chunk_size=chunk_size)
     assert least * 4 * 600**2 <= sum(saved.values()) <= most * 4 * 600**2
+
+
+@pytest.mark.parametrize("chunk_size, blocks", [(None, 1), (5, 2 * 3)])
+def test_logits_are_made_once_and_again_only_where_they_are_not_kept(monkeypatch, chunk_size, blocks):
+    made, block = [], scl._block
+    monkeypatch.setattr(scl, "_block", lambda *args: made.append(len(args) < 6 or args[5] is None) or block(*args))
+    features, labels = batch()
+    scl_loss(features.requires_grad_(), labels, chunk_size=chunk_size).backward()
+    assert sum(made) == blocks
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
@@ -520,6 +531,12 @@ def test_lowest_is_attained_by_a_simplex(classes, each, temperature):
 
 def test_lowest_is_attained_by_two_classes_of_any_sizes():
     labels = torch.tensor([0] * 5 + [1] * 2)
+    features = torch.where(labels[:, None] == 0, 1.0, -1.0).double()
+    assert scl_bounds(labels)[0].item() == pytest.approx(scl_loss(features, labels).item(), abs=1e-5)
+
+
+def test_lowest_is_attained_if_one_class_alone_has_positives():
+    labels = torch.tensor([0, 0, 0, 1, 2])
     features = torch.where(labels[:, None] == 0, 1.0, -1.0).double()
     assert scl_bounds(labels)[0].item() == pytest.approx(scl_loss(features, labels).item(), abs=1e-5)
 
