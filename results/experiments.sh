@@ -57,7 +57,7 @@ few-shot() {
 
 # CE for as long as CE + SCL, whose runs are those of few-shot
 same-length() {
-    for task in qnli sst2; do
+    for task in qnli sst2 mnli; do
         for method in "${ce/100/200}" "$scl"; do
             run --task $task --shots 100 --seed $(seeds 10) $method
         done
