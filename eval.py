@@ -133,7 +133,7 @@ def score(args: argparse.Namespace) -> None:
             **dict(zip(("cosine within a class", "between classes"), cosines(features, labels), strict=True)),
             "silhouette": silhouette,
         }
-        told = {name: record.get(name) for name in differing}
+        told = {name: without_derived(record)[name] for name in differing}
         summary.append({"run": record["run"], "task": args.task or record["task"], **told, **metrics})
         arm = (re.sub(r"-seed\d+-\w+$", "", record["run"]), *map(str, told.values()))
         arms.setdefault(arm, []).append(summary[-1])
@@ -153,8 +153,15 @@ def score(args: argparse.Namespace) -> None:
 
 def differences(records: list[dict]) -> list[str]:
     """The settings that are not the same in all of them, beside those in a run's name."""
+    rows = [without_derived(record) for record in records]
     names = [name for name in (*SETTING, *TUNED, "ce_temperature") if name not in ("task", "shots", "shots_per_class")]
-    return [name for name in names if len({str(record.get(name)) for record in records}) > 1]
+    return [name for name in names if len({str(row[name]) for row in rows}) > 1]
+
+
+def without_derived(record: dict) -> dict:
+    """The record, but head_lr and eval_every are None where they follow from lr and steps."""
+    usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
+    return record | {name: None for name, value in usual.items() if record[name] == value}
 
 
 def spread(numbers: list[float]) -> str:
@@ -359,9 +366,7 @@ def holm(p_values: list[float]) -> list[float]:
 def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
     """One line of the table: a setting and a method; against CE, and against the same arm without noise, if any."""
     record, test, n = next(iter(arm.values())), values(arm, "test_accuracy"), len(arm)
-    row = {name: record[name] for name in (*SETTING, *TUNED)} | {
-        "head_lr": record["head_lr"] if record["head_lr"] != record["lr"] else None,
-        "eval_every": record["eval_every"] if record["eval_every"] != math.ceil(record["steps"] / 10) else None,
+    row = {name: without_derived(record)[name] for name in (*SETTING, *TUNED)} | {
         "shots": shots(record),
         "translators": record["translators"] and " ".join(record["translators"]),
         "method": method_name(record),

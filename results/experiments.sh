@@ -59,7 +59,7 @@ few-shot() {
 same-length() {
     for task in qnli sst2 mnli; do
         for method in "${ce/100/200}" "$scl"; do
-            run --task $task --shots 100 --seed $(seeds 10) $method
+            run --task $task --shots 100 --seed $(seeds 10) $method $([ $task = sst2 ] && echo --save)
         done
     done
 }
