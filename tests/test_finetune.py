@@ -96,7 +96,6 @@ def test_a_folder_named_like_a_built_in_is_not_taken_for_it(tmp_path, own, monke
         assert finetune.main([*flags, task]) == 0
     ours, built_in = finetune.read_records(tmp_path / "out" / "results.jsonl")
     assert (ours["task"], ours["test_size"]) == ("./demo", 2) and built_in["test_size"] == 300
-    Path(built_in["run"]).write_text("")  # the name of a checkpoint, too
     (tmp_path / "out" / built_in["run"]).rename(tmp_path / "out" / "demo")
     monkeypatch.chdir(tmp_path / "out")
     assert finetune.parse_args(["--task", "sst2", "--model", "./demo"]).model == "./demo"
