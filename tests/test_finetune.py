@@ -242,13 +242,14 @@ def test_dropout_is_that_of_the_flag_whatever_the_architecture_calls_it(tmp_path
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
 
 
-def test_the_classifier_of_modernbert_reads_what_scl_sees(tmp_path):
+def test_the_classifier_of_modernbert_reads_the_first_token(tmp_path):
     config = transformers.ModernBertConfig(**SMALL, classifier_pooling="mean", pad_token_id=0, cls_token_id=1)
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
     model = finetune.load_model(str(tmp_path), "cls", finetune.POLARITY, None, 0.0).eval()
     tokens = torch.arange(1, 9)[None]
-    class_logits, features = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-    torch.testing.assert_close(class_logits, model.backbone.classifier(model.backbone.head(features)))
+    class_logits, _ = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    first = model.backbone.base_model(input_ids=tokens).last_hidden_state[:, 0]
+    torch.testing.assert_close(class_logits, model.backbone.classifier(model.backbone.head(first)))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
