@@ -133,7 +133,8 @@ def score(args: argparse.Namespace) -> None:
             **dict(zip(("cosine within a class", "between classes"), cosines(features, labels), strict=True)),
             "silhouette": silhouette,
         }
-        told = {name: without_derived(record)[name] for name in differing}
+        shown = without_derived(record)
+        told = {name: shown[name] for name in differing}
         summary.append({"run": record["run"], "task": args.task or record["task"], **told, **metrics})
         arm = (re.sub(r"-seed\d+-\w+$", "", record["run"]), *map(str, told.values()))
         arms.setdefault(arm, []).append(summary[-1])
@@ -258,7 +259,7 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
             if lacking := [name for name in FIELDS if name not in record]:
                 raise Mistake(f"argument RESULTS.jsonl: {file} holds a line without {lacking[0]}: no record of a run")
             # CE and CE + SCL each go on from a checkpoint of their own.
-            record["model"] = re.sub(r"-lam[\d.e-]+(-tau[\d.e-]+)?-seed\d+-\w+$", "", record["model"])
+            record["model"] = re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?-seed\d+-\w+$", "", record["model"])
             arms = settings.setdefault(tuple(str(record[name] or "") for name in SETTING), {})
             arm = arms.setdefault(tuple(record[name] for name in METHOD), {})
             where = f"{record['task']}, N = {shots(record)}, {method_name(record)}"
@@ -366,7 +367,8 @@ def holm(p_values: list[float]) -> list[float]:
 def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
     """One line of the table: a setting and a method; against CE, and against the same arm without noise, if any."""
     record, test, n = next(iter(arm.values())), values(arm, "test_accuracy"), len(arm)
-    row = {name: without_derived(record)[name] for name in (*SETTING, *TUNED)} | {
+    shown = without_derived(record)
+    row = {name: shown[name] for name in (*SETTING, *TUNED)} | {
         "shots": shots(record),
         "translators": record["translators"] and " ".join(record["translators"]),
         "method": method_name(record),

@@ -380,13 +380,6 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
     elif spec.hub and few_shot:
         official, test = test, test.draw(len(test) // 2)
         validation = official.without(test).draw(500)
-
-    def apart(name: str, split: Split, other_name: str, other: Split) -> Split:
-        kept = split.without(other)
-        if lost := len(split) - len(kept):
-            print(f"left out of {name}, for {other_name} holds the same text: {lost} of {len(split)} rows")
-        return kept
-
     train = apart("train", train, "test", test)
     if validation is not None:
         validation = apart("validation", validation, "test", test)
@@ -395,6 +388,14 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
         validation = train.draw(min(len(test), len(train) // 10))
         train = train.without(validation)
     return Data(train, validation, test, spec.labels)
+
+
+def apart(name: str, split: Split, other_name: str, other: Split) -> Split:
+    """The rows whose text is not in the other; says how many are left out."""
+    kept = split.without(other)
+    if lost := len(split) - len(kept):
+        print(f"left out of {name}, for {other_name} holds the same text: {lost} of {len(split)} rows")
+    return kept
 
 
 def load_hub(task: Task) -> dict[str, Split]:

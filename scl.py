@@ -9,7 +9,7 @@ the first token. The SCL term alone is `scl_loss(features, labels)`. On several 
 
     class_logits, features, labels = gather_batch(class_logits, features, labels)
 
-Large N needs no care: beyond N = 4096 memory grows with N, not N^2 (`chunk_size`; in eager mode).
+Large N needs no care: beyond N = 4096 memory grows with N, not N^2 (`chunk_size`; in eager `backward()`).
 
 What the value means: it falls from about log(N-1), where all features point the same way, to a
 lowest value that the labels set (`scl_bounds`). That is not 0, since the other positives always
