@@ -745,7 +745,7 @@ class Training:
         if config["compile"]:
             self.network = torch.compile(self.network, dynamic=True)
         self.best_weights: dict[str, Tensor] = {}
-        self.result: dict = {"best_step": None, "validation_accuracy": None}
+        self.result: dict = {"best_step": None, "validation_accuracy": None, "validation_accuracies": []}
         self.step = 0  # this one, or the last that was done
         self.sums = [0.0] * 4  # since the last validation: CE, SCL, its lowest and its collapsed value
         self.started = time.perf_counter()
@@ -805,6 +805,7 @@ class Training:
                 raise Diverged(self.step)
             accuracy = accuracy_score(validation.labels, class_logits.argmax(axis=1))
             text += f"  validation {accuracy:.3f}"
+            result["validation_accuracies"].append([self.step, accuracy])
             if not self.best_weights or accuracy >= result["validation_accuracy"]:
                 result |= {"best_step": self.step, "validation_accuracy": accuracy}
                 self.best_weights = {name: w.cpu().clone() for name, w in self.model.state_dict().items()}
@@ -944,6 +945,7 @@ def run(config: dict, model: Model, tokenizer, data: list[Encoded], device: torc
         "test_accuracy": accuracy_score(labels, predicted),
         "test_macro_f1": f1_score(labels, predicted, average="macro"),
         "test_mcc": matthews_corrcoef(labels, predicted),
+        "test_correct": np.packbits(labels == predicted).tobytes().hex(),  # a bit an example, in the test set's order
         "seconds": round(time.perf_counter() - training.started, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "python": platform.python_version(),

@@ -30,6 +30,11 @@ def test_the_record_of_ce_and_scl(tmp_path):
     assert all(0 <= record[name] <= 1 for name in ("validation_accuracy", "test_accuracy", "test_macro_f1"))
     assert record["best_step"] in range(1, 5) and record["ce"] > 0 and -1 <= record["test_mcc"] <= 1
     assert {"torch", "transformers", "commit", "device", "seconds", "lr", "model", "train_checksum"} <= set(record)
+    validations = record["validation_accuracies"]
+    assert [step for step, _ in validations] == [1, 2, 3, 4]
+    assert record["validation_accuracy"] == max(accuracy for _, accuracy in validations)
+    correct = np.unpackbits(np.frombuffer(bytes.fromhex(record["test_correct"]), np.uint8), count=300)
+    assert correct.mean() == pytest.approx(record["test_accuracy"])
 
 
 def test_the_same_run_alone_and_in_a_sweep_is_bit_identical(tmp_path):
