@@ -1,20 +1,12 @@
 """Supervised contrastive loss for fine-tuning (Gunel et al., ICLR 2021, arXiv 2011.01403).
 
-One file, PyTorch only, MIT licence: copy it. Beside cross-entropy, in any training loop:
+One file, PyTorch only, MIT licence: copy it. In any training loop, with `features` what the encoder gives before the
+classifier, such as RoBERTa's last hidden layer at the first token:
 
-    loss = ce_scl_loss(class_logits, features, labels, lam=0.9, temperature=0.3)
+    loss = ce_scl_loss(class_logits=class_logits, features=features, labels=labels, lam=0.9, temperature=0.3)
 
-`features` is what the encoder gives before the classifier, such as RoBERTa's last hidden layer at
-the first token. The SCL term alone is `scl_loss(features, labels)`. On several ranks, before either:
-
-    class_logits, features, labels = gather_batch(class_logits, features, labels)
-
-Large N needs no care: beyond N = 4096 memory grows with N, not N^2 (`chunk_size`; in eager `backward()`).
-
-What the value means: it falls from about log(N-1), where all features point the same way, to a
-lowest value that the labels set (`scl_bounds`). That is not 0, since the other positives always
-share the denominator. Awkward cases (an anchor without a positive, a row of zeros, half precision,
-NaN) are decided in the docstring of `scl_loss`.
+How to read Eq. 3: it is the cross-entropy of a softmax over the other examples of the batch against a uniform target
+over the positives, those of them that carry the anchor's label. As these share one softmax, it does not fall to 0.
 """
 
 import math
@@ -24,36 +16,33 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+LOWEST = torch.finfo(torch.float32).min  # a logit that is as good as -inf to a softmax, but 0 times it is 0, not NaN
+
 
 def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, reduction: str = "mean",
-             chunk_size: int | None = None) -> Tensor:  # fmt: skip
-    """Supervised contrastive loss: draws an anchor to its class in the batch, away from the rest.
-
-    Eq. 3 of the paper, with z the l2-normalised features and P(i) the positives of anchor i,
-    the other examples that carry its label:
+             chunk_size: int | None = None) -> Tensor:
+    """Supervised contrastive loss: draws an anchor to its class in the batch, away from the rest. Eq. 3 of the paper:
 
         loss_i = -1/|P(i)| sum_{j in P(i)} log( exp(z_i.z_j / tau) / sum_{k != i} exp(z_i.z_k / tau) )
 
+    with z the l2-normalised features and P(i) the positives of anchor i, the other examples that carry its label.
+
     Args:
-        features: (N, D), any floating dtype; normalised here, in float32 (float64 stays), also
-            under autocast. A row of zeros has no direction: similarity 0 to all, gradient 0.
+        features: (N, D), any floating dtype; normalised here, in float32 (float64 stays), also under autocast (but call
+            `backward()` outside of it). A row of zeros has no direction: similarity 0 to all, gradient 0.
         labels: (N,), integer or bool, on the device of `features`.
-        temperature: tau > 0, in units of cosine similarity; smaller looks harder at near neighbours.
-            Below 0.001 float32 gradients lose digits.
-        reduction: "mean" over the anchors that have a positive, so that lam in Eq. 1 weighs
-            two means; "sum" is Eq. 3 as printed; "none" gives (N,).
-        chunk_size: anchors at a time. Fewer than N take O(N chunk_size) memory, nothing N x N is kept
-            for backward, and one more matrix product is paid. None: all up to N = 4096, then 512.
+        temperature: tau > 0; smaller looks harder at near neighbours. Below 0.001 float32 gradients lose digits.
+        reduction: "mean" over the anchors that have a positive, so that lam in Eq. 1 weighs two means; "sum" is Eq. 3
+            as printed; "none" gives (N,).
+        chunk_size: anchors at a time, by default all up to N = 1024, else 512. Fewer than N take O(N chunk_size)
+            memory in eager mode, and differentiate once, by `backward()`. chunk_size=N does all that autograd can.
 
     Returns:
-        float32 (float64 for float64) scalar, or (N,) for "none". Per anchor,
-        log|P(i)| <= loss_i <= log(N-1) + 2/tau. An anchor without a positive has loss 0 and
-        weighs nothing; if there is no other (one example, all labels different, N = 0),
-        the result is 0 with zero gradient. NaN in `features` gives NaN. Reverse mode differentiates it any
-        number of times in eager mode; torch.func.grad, a vmap, export and torch.compile (once) take it, too.
+        float32 (float64 for float64) scalar, or (N,) for "none". Per anchor, log|P(i)| <= loss_i <= log(N-1) + 2/tau.
+        An anchor without a positive has loss 0 and weighs nothing; if there is no other (one example, all labels
+        different, N = 0), the result is 0 with zero gradient. NaN in `features` gives NaN.
 
-    Raises:
-        ValueError: shape, temperature, reduction or chunk_size; TypeError: dtype.
+    Raises ValueError: shape, temperature, reduction or chunk_size; TypeError: dtype, or not a tensor.
 
     >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     >>> scl_loss(features, torch.tensor([0, 0, 1, 1]), temperature=0.5)
@@ -64,127 +53,100 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, or None, got {chunk_size}")
-    chunk_size = chunk_size or (4096 if labels.shape[0] <= 4096 else 512)
+
     with torch.autocast(features.device.type, enabled=False):
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        loss, num_positives, *_ = _SCL.apply(features, labels, temperature, chunk_size)  # (N,), (N, 1)
-        weight = num_positives[:, 0].clamp(max=1)  # an anchor without a positive does not count
+        z = _normalise(features)  # (N, D)
+        if z.shape[0] <= (chunk_size or 1024):
+            self_mask = torch.eye(z.shape[0], dtype=torch.bool, device=z.device)  # (N, N)
+            logits = (z @ z.T / temperature).masked_fill(self_mask, LOWEST)  # (N, N), before any maximum is taken
+            log_prob = logits.log_softmax(dim=1)  # (N, N)
+
+            positives = (labels[:, None] == labels) & ~self_mask  # (N, N)
+            num_positives = positives.sum(dim=1)  # (N,)
+            losses = -(positives * log_prob).sum(dim=1) / num_positives.clamp(min=1)  # (N,), 0 without a positive
+        else:
+            losses, num_positives = _Blocks.apply(z, labels, temperature, chunk_size or 512)  # the same
+
         if reduction == "mean":
-            weight = weight / weight.sum().clamp(min=1)
-        return loss * weight if reduction == "none" else loss @ weight
+            return losses.sum() / (num_positives > 0).sum().clamp(min=1)
+        return losses.sum() if reduction == "sum" else losses
 
 
-class _SCL(torch.autograd.Function):
-    """The loss per anchor, in blocks of c rows of the N x N logits, with its gradient in closed form.
+def _normalise(features: Tensor) -> Tensor:
+    """Rows of length 1, or 0. Divided by their largest entry first, so that squares neither overflow nor underflow."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1); z does not depend on it
+    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D); zeros stay, with gradient 0
+    return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
 
-    Let u_i = z_i / sqrt(tau), so that the logits are u u^T, and l_i = log sum_{k != i} exp(u_i.u_k). Then
-        loss_i = l_i - mean_{j in P(i)} u_i.u_j.
-    With g_i the incoming gradient, that of logit ij is g_i (exp(u_i.u_j - l_i) - [j in P(i)] / |P(i)|). Since
-    logit ji is the same number, both meet in a symmetric W, whose row i needs row i of the logits alone:
-        W_ij = g_i exp(u_i.u_j - l_i) + g_j exp(u_i.u_j - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|
-        dL/du_i = sum_j W_ij u_j, of which normalising lets through the part at right angles to u_i, over the length.
-    So two matrix products do it all; where the logits are not kept, a third makes them again.
+
+class _Blocks(torch.autograd.Function):
+    """Losses and numbers of positives, c anchors at a time. Nothing N x N is kept: the gradient is a closed form.
+
+    With logits s_ij = z_i.z_j / tau, l_i = log sum_{k != i} exp(s_ik), and g_i the gradient that comes in for loss_i:
+        loss_i = l_i - mean_{j in P(i)} s_ij
+        d loss_i / d s_ij = exp(s_ij - l_i) - [j in P(i)] / |P(i)|, the softmax minus the target.
+    s_ij = s_ji is in loss_i and in loss_j. Their sum W is symmetric, so that row i of s is all that row i of it needs:
+        W_ij = g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|
+        dL/dz_i = sum_j W_ij z_j / tau
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(ctx, z, labels, temperature, chunk_size):
+        losses, num_positives, log_denominator = z.new_empty(3, z.shape[0], 1)  # in one: between blocks they fragment
+        for rows, logits, positives in _blocks(z, labels, temperature, chunk_size):
+            num_positives[rows] = positives.sum(dim=1, keepdim=True)
+            log_denominator[rows] = logits.logsumexp(dim=1, keepdim=True)
+            log_prob = logits - log_denominator[rows]
+            losses[rows] = -(positives * log_prob).sum(dim=1, keepdim=True) / num_positives[rows].clamp(min=1)
+        ctx.settings = temperature, chunk_size
+        ctx.save_for_backward(z, labels, num_positives, log_denominator)
+        return losses[:, 0], num_positives
 
     @staticmethod
-    def forward(features, labels, temperature, chunk_size):
-        # u = features / length, in two divisions, so that squares neither overflow nor underflow
-        largest = features.abs().amax(dim=1, keepdim=True)  # (N, 1)
-        largest = largest.masked_fill(largest == 0, math.inf)  # a row of zeros stays one, with gradient 0
-        u = features / largest  # (N, D)
-        length = torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp(min=1) * temperature**0.5  # (N, 1)
-        u, length = u / length, length * largest
-
-        starts, buffer = _starts(u.shape[0], chunk_size), None
-        if len(starts) > 1:  # results that lie between the blocks would fragment the memory
-            buffer = (u[:, :1] + labels[:, None]).repeat(1, 3)  # (N, 3); of both, so that vmap batches it with either
-        for start in starts:
-            logits, positives = _block(u, labels, temperature, start, chunk_size)  # (c, N) each
-            num_positives = positives.sum(dim=1, keepdim=True)  # (c, 1)
-            log_denominator = logits.logsumexp(dim=1, keepdim=True)
-            positive_mean = (positives * logits).sum(dim=1, keepdim=True) / num_positives.clamp(min=1)
-            results = log_denominator - positive_mean, num_positives, log_denominator
-            if buffer is not None:
-                buffer[start : start + chunk_size] = torch.cat(results, dim=1)
-        loss, num_positives, log_denominator = results if buffer is None else buffer.split(1, dim=1)  # (N, 1)
-        # The loss, and what backward needs beside the inputs.
-        return loss[:, 0], num_positives, log_denominator, u, length, logits if buffer is None else None
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        features, labels, *ctx.settings = inputs
-        ctx.save_for_backward(features, labels, *output[1:])
-        ctx.mark_non_differentiable(*filter(torch.is_tensor, output[1:]))
-        ctx.set_materialize_grads(False)  # those get none, and nothing N x N is made of zeros
-
-    @staticmethod
-    def backward(ctx, grad, *_):
-        if grad is None:
-            return None, None, None, None
-        (features, labels, *saved), (temperature, chunk_size) = ctx.saved_tensors, ctx.settings
-        with torch.autocast(features.device.type, enabled=False):
-            if torch.is_grad_enabled():  # to be differentiated once more, hence as functions of the features
-                _, *saved = _SCL.forward(features, labels, temperature, chunk_size)
-            num_positives, log_denominator, u, length, kept_logits = saved
-            grad = grad[:, None]  # (N, 1): a column is of i, its transpose of j
-            share = -grad / num_positives.clamp(min=1)
-
-            starts = _starts(u.shape[0], chunk_size)
-            buffer = u + grad if len(starts) > 1 else None  # (N, D), again overwritten block by block
-            for start in starts:
-                rows = slice(start, start + chunk_size)
-                logits, positives = _block(u, labels, temperature, start, chunk_size, kept_logits)  # (c, N) each
+    def backward(ctx, grad, _):
+        if torch.is_grad_enabled():
+            raise RuntimeError("scl_loss in blocks has no second derivative; with chunk_size=len(features) it has")
+        z, labels, num_positives, log_denominator = ctx.saved_tensors
+        grad = grad[:, None] * (num_positives > 0)  # (N, 1): a column is of i, its transpose of j
+        share = grad / num_positives.clamp(min=1)
+        grad_z = torch.empty_like(z)
+        with torch.autocast(z.device.type, enabled=False):
+            for rows, logits, positives in _blocks(z, labels, *ctx.settings):
                 w = (logits - log_denominator[rows]).exp_() * grad[rows]
-                w.addcmul_((logits - log_denominator.T).exp_(), grad.T)
-                w.addcmul_(positives, share[rows] + share.T).div_(length[rows])
-                along_u = (w * logits).sum(dim=1, keepdim=True)  # (c, 1), of d/du_i and u_i: W_ii is 0
-                result = (w @ u).addcmul_(u[rows], along_u, value=-temperature)  # (c, D); |u_i|^2 is 1/temperature
-                if buffer is not None:
-                    buffer[rows] = result
-            return result if buffer is None else buffer, None, None, None
+                w += (logits - log_denominator.T).exp_() * grad.T
+                w -= positives * (share[rows] + share.T)
+                grad_z[rows] = w @ z / ctx.settings[0]
+        return grad_z, None, None, None
 
 
-def _starts(n, chunk_size):
-    """The first rows of the blocks. A single one without a loop over N, so that a compiled graph serves every N."""
-    return range(0, n, chunk_size) if chunk_size < n else [0]
-
-
-def _block(u, labels, temperature, start, size, logits=None):
-    """Rows of the N x N logits (made, unless they are here) and of the positives as ones, both (c, N)."""
-    rows = slice(start, start + size)
-    if logits is None:
-        logits = u[rows] @ u.T
-        # The anchor leaves the denominator before any maximum is taken, as -inf would do: exp(this - l_i) is 0 even
-        # in float64, since l_i >= -1/tau. But N = 1 and second derivatives stay finite.
-        logits.diagonal(start).fill_(-2 / temperature - 1000)
-    positives = (labels[rows, None] == labels).to(u.dtype)  # multiplying is faster than torch.where
-    positives.diagonal(start).fill_(0)
-    return logits, positives
+def _blocks(z, labels, temperature, chunk_size):
+    """Rows, with their logits and their positives as ones, (c, N) each."""
+    for start in range(0, z.shape[0], chunk_size):
+        rows = slice(start, start + chunk_size)
+        logits = z[rows] @ z.T / temperature
+        logits.diagonal(start).fill_(LOWEST)
+        positives = (labels[rows, None] == labels).to(z.dtype)
+        positives.diagonal(start).fill_(0)
+        yield rows, logits, positives
 
 
 def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: float = 0.9,
-                temperature: float = 0.3) -> Tensor:  # fmt: skip
+                temperature: float = 0.3) -> Tensor:
     """The fine-tuning objective, Eq. 1: (1 - lam) * cross-entropy (Eq. 2) + lam * `scl_loss` (Eq. 3).
 
-    Args:
-        class_logits: (N, C), any floating dtype: the classifier's output, before any softmax.
-        features, labels, temperature: as in `scl_loss`; labels count from 0 to C-1, and none is ignored.
-        lam: in [0, 1]. 0 is cross-entropy alone, exactly; 1 gives the classifier zero gradient.
+    class_logits: (N, C), any floating dtype: the classifier's output, before any softmax.
+    features, labels, temperature: as in `scl_loss`; labels count from 0 to C-1, and none is ignored.
+    lam: in [0, 1]. 0 is cross-entropy alone, exactly; 1 gives the classifier zero gradient.
 
-    Returns:
-        Scalar, float32 (float64 for float64), of two means: over the batch, and over its anchors with a positive.
-        NaN for N = 0, as cross-entropy is.
+    Returns a float32 scalar (float64 for float64) of two means: over the batch, and over its anchors with a positive;
+    NaN for N = 0, as cross-entropy is. Raises as `scl_loss`; on a CPU also IndexError for a label below 0 or above C-1.
 
-    Raises:
-        ValueError: shape, lam or temperature; TypeError: dtype; IndexError (on a CPU): a label below 0 or above C-1.
-
-    >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    >>> ce_scl_loss(5 * features, features, torch.tensor([0, 0, 1, 1]), lam=0.9, temperature=0.5)
+    >>> features, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, 1, 1])
+    >>> ce_scl_loss(class_logits=5 * features, features=features, labels=labels, lam=0.9, temperature=0.5)
     tensor(0.2163)
     """
-    _check(labels, temperature, class_logits=class_logits)
+    _check(labels, temperature, class_logits=class_logits, features=features)
     if not 0 <= lam <= 1:
         raise ValueError(f"lam must be in [0, 1], got {lam}")
     class_logits = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32))
@@ -193,39 +155,30 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
 
 
 def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor]:
-    """What the value of `scl_loss(features, labels, temperature)` means: (lowest, collapsed).
+    """What the value of `scl_loss(features, labels, temperature)` means: (lowest, collapsed), two float32 scalars.
 
-    collapsed: all features equal, log(N-1). At random initialisation the loss is often near it;
-    a loss that stays there has learned nothing.
-    lowest: what no features can go below, with every positive at cosine 1 and every negative at
-    -1/(K-1) for K classes of equal size (features need D >= K-1), at -1 otherwise:
+    collapsed: all features equal, log(N-1). At random initialisation the loss is often near it; a loss that stays
+    there has learned nothing. lowest: what no features can go below, with every positive at cosine 1 and every
+    negative at -1/(K-1) for K classes of equal size (features need D >= K-1), at -1 otherwise:
 
         mean over anchors of log( |P(i)| + (N - 1 - |P(i)|) exp((negative - 1) / tau) )
 
-    Exact for one class, for two, for equal sizes, and if only one class has more than one example.
-    Otherwise it is a bound that nothing attains: three directions cannot all be opposite.
-
-    Args:
-        labels: (N,), integer or bool. temperature: tau > 0.
-
-    Returns:
-        Two float32 scalars, both 0 if no anchor has a positive.
-
-    Raises:
-        ValueError: shape or temperature; TypeError: dtype.
+    Exact for one class, for two, for equal sizes, and if only one class has more than one example. Otherwise it is a
+    bound that nothing attains: three directions cannot all be opposite. Both are 0 if no anchor has a positive.
+    Labels are (N,), integer or bool. Raises as `scl_loss`.
 
     >>> scl_bounds(torch.tensor([0, 1] * 8), temperature=0.3)
     (tensor(1.9474), tensor(2.7081))
     """
     _check(labels, temperature)
-    n, ordered = len(labels), labels.long().sort().values
-    class_size = torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)  # (N,)
+    n, ordered = labels.shape[0], labels.long().sort().values
+    class_size = (torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)).float()
     has_positive = class_size > 1
-    all_equal = (class_size == class_size[:1]).all()
-    gap = torch.where(all_equal, n / (n - class_size), 2.0)  # 1 - negative; K/(K-1) = n/(n - class_size), inf for one
+    equal_sizes = (class_size == class_size[:1]).all()  # then 1 - negative is K/(K-1) = n/(n - class_size), inf for one
+    gap = torch.where(equal_sizes, n / (n - class_size), 2)
     floor = torch.log(class_size - 1 + (n - class_size) * torch.exp(-gap / temperature))
     lowest = floor.where(has_positive, 0).sum() / has_positive.sum().clamp(min=1)
-    return lowest, has_positive.any() * math.log(max(n - 1, 1))
+    return lowest, has_positive.any() * torch.full_like(lowest, math.log(max(n - 1, 1)))
 
 
 def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -233,29 +186,25 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
 
     Give it all that the loss needs, so that every rank computes the same total, that of one process:
 
-        loss = ce_scl_loss(*gather_batch(class_logits, features, labels))
+        class_logits, features, labels = gather_batch(class_logits, features, labels)
 
-    The gradient of a rank's rows is summed over the ranks' losses and, as DistributedDataParallel averages
-    over ranks, the parameters get what one process would give them. Without it, average them over ranks yourself.
+    Takes (N/R, ...) of any dtype that the backend moves, gives (N, ...), differentiable once; without a process group,
+    the tensors as they are. A rank's rows get the gradient of the sum of the ranks' losses. DistributedDataParallel
+    averages over ranks, so the parameters get what one process would give them; without it, average yourself.
+    Of R ranks each receives N (C + D) numbers, sums as many in backward, and computes the whole O(N^2 D) loss.
 
-    Cost, for R ranks of N/R rows: every rank receives N (C + D) numbers, sums as many in backward, and computes
-    the whole O(N^2 D) loss. The lengths are read once, a synchronisation.
-
-    Args:
-        tensors: (N/R, ...) on every rank, of equal length; any dtype that the backend moves. Differentiable once.
-
-    Returns:
-        (N, ...) each; the tensors as they are without a process group.
-
-    Raises:
-        ValueError, on every rank: a length differs between ranks. SCL's mean over anchors would weigh them unlike DDP.
+    Raises ValueError, on every rank: no tensor, or dtypes or shapes (compared first, a synchronisation) that differ
+    between ranks, lengths too, since SCL's mean over anchors would weigh the ranks unlike DDP.
     """
+    if not tensors:
+        raise ValueError("gather_batch must have at least one tensor, got none")
     if not (dist.is_available() and dist.is_initialized()):
         return tensors
-    lengths = torch.tensor([len(tensor) for tensor in tensors], device=tensors[0].device)
-    of_ranks = _Gather.apply(lengths).view(-1, len(tensors)).tolist()
-    if of_ranks != of_ranks[:1] * len(of_ranks):
-        raise ValueError(f"tensors must have the same length on every rank, got by rank {of_ranks}")
+    kinds = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in tensors).ljust(512)[:512]
+    encoded = torch.tensor(list(kinds.encode()), dtype=torch.uint8, device=tensors[0].device)
+    of_ranks = [bytes(row).decode().strip() for row in _Gather.apply(encoded).view(-1, 512).tolist()]
+    if len(set(of_ranks)) > 1:
+        raise ValueError(f"tensors must have the same dtypes and shapes on every rank, got by rank {of_ranks}")
     return tuple(_Gather.apply(tensor.contiguous()) for tensor in tensors)
 
 
@@ -275,6 +224,9 @@ class _Gather(torch.autograd.Function):
 
 
 def _check(labels: Tensor, temperature: float, **rows: Tensor) -> None:
+    for name, x in {"labels": labels, **rows}.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     for name, x in rows.items():
         if not x.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {x.dtype}")

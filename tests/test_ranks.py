@@ -89,18 +89,41 @@ def test_gradients_are_summed_over_the_losses_of_the_ranks(tmp_path):
 
 
 def unequal(rank, ranks):
+    """One after another: another length, on the larger or the smaller rank; another width, dtype, number of tensors."""
+    features, labels = torch.zeros(3, 2), torch.zeros(3, dtype=torch.long)
     messages = []
-    for length in (3 + rank, 3 - rank):
+    for tensors in (
+        (features, labels.new_zeros(3 + rank)),
+        (features, labels.new_zeros(3 - rank)),
+        (features.new_zeros(3, 2 + rank), labels),
+        (features.new_zeros(3, *[2] * (1 + rank)), labels),
+        (features.to([torch.float32, torch.float64][rank]), labels),
+        (features, labels)[rank:],
+    ):
         try:
-            gather_batch(torch.zeros(3, 2), torch.zeros(length, dtype=torch.long))
+            gather_batch(*tensors)
         except ValueError as error:
             messages.append(str(error))
     return messages
 
 
-def test_unequal_lengths_are_refused_on_every_rank(tmp_path):
-    message = "tensors must have the same length on every rank, got by rank "
-    assert spawn(unequal, 2, tmp_path) == 2 * [[message + "[[3, 3], [3, 4]]", message + "[[3, 3], [3, 2]]"]]
+def test_unequal_tensors_are_refused_on_every_rank(tmp_path):
+    feature, label = "torch.float32 (3, 2)", "torch.int64 (3,)"
+    of_ranks = [
+        [f"{feature}, {label}", f"{feature}, torch.int64 (4,)"],
+        [f"{feature}, {label}", f"{feature}, torch.int64 (2,)"],
+        [f"{feature}, {label}", f"torch.float32 (3, 3), {label}"],
+        [f"{feature}, {label}", f"torch.float32 (3, 2, 2), {label}"],
+        [f"{feature}, {label}", f"torch.float64 (3, 2), {label}"],
+        [f"{feature}, {label}", label],
+    ]
+    message = "tensors must have the same dtypes and shapes on every rank, got by rank "
+    assert spawn(unequal, 2, tmp_path) == 2 * [[message + str(kinds) for kinds in of_ranks]]
+
+
+def test_nothing_to_gather():
+    with pytest.raises(ValueError, match="gather_batch must have at least one tensor, got none"):
+        gather_batch()
 
 
 def test_without_a_process_group_nothing_changes():
