@@ -32,17 +32,13 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
             `backward()` outside of it). A row of zeros has no direction: similarity 0 to all, gradient 0.
         labels: (N,), integer or bool, on the device of `features`.
         temperature: tau > 0; smaller looks harder at near neighbours. Below 0.001 float32 gradients lose digits.
-        reduction: "mean" over the anchors that have a positive, so that lam in Eq. 1 weighs two means; "sum" is Eq. 3
-            as printed; "none" gives (N,).
+        reduction: "mean" over the anchors that have a positive, "sum" (Eq. 3 as printed), or "none", which gives (N,).
         chunk_size: anchors at a time, by default all up to N = 1024, else 512. Fewer than N take O(N chunk_size)
             memory in eager mode, and differentiate once, by `backward()`. chunk_size=N does all that autograd can.
 
-    Returns:
-        float32 (float64 for float64) scalar, or (N,) for "none". Per anchor, log|P(i)| <= loss_i <= log(N-1) + 2/tau.
-        An anchor without a positive has loss 0 and weighs nothing; if there is no other (one example, all labels
-        different, N = 0), the result is 0 with zero gradient. NaN in `features` gives NaN.
-
-    Raises ValueError: shape, temperature, reduction or chunk_size; TypeError: dtype, or not a tensor.
+    Returns a float32 (float64 for float64) scalar, or (N,). Per anchor, log|P(i)| <= loss_i <= log(N-1) + 2/tau.
+    An anchor without a positive has loss 0 and no weight; without any other (one example, all labels different, N = 0)
+    the result is 0 with zero gradient. NaN gives NaN. Raises ValueError (shape, value) or TypeError (dtype, no tensor).
 
     >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     >>> scl_loss(features, torch.tensor([0, 0, 1, 1]), temperature=0.5)
@@ -55,7 +51,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
         raise ValueError(f"chunk_size must be at least 1, or None, got {chunk_size}")
 
     with torch.autocast(features.device.type, enabled=False):
-        z = _normalise(features)  # (N, D)
+        z = _normalise(features.to(torch.promote_types(features.dtype, torch.float32)))  # (N, D)
         if z.shape[0] <= (chunk_size or 1024):
             self_mask = torch.eye(z.shape[0], dtype=torch.bool, device=z.device)  # (N, N)
             logits = (z @ z.T / temperature).masked_fill(self_mask, LOWEST)  # (N, N), before any maximum is taken
@@ -65,7 +61,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
             num_positives = positives.sum(dim=1)  # (N,)
             losses = -(positives * log_prob).sum(dim=1) / num_positives.clamp(min=1)  # (N,), 0 without a positive
         else:
-            losses, num_positives = _Blocks.apply(z, labels, temperature, chunk_size or 512)  # the same
+            losses, num_positives = _Blocks.apply(z / temperature**0.5, labels, chunk_size or 512)  # the same
 
         if reduction == "mean":
             return losses.sum() / (num_positives > 0).sum().clamp(min=1)
@@ -74,7 +70,6 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 
 def _normalise(features: Tensor) -> Tensor:
     """Rows of length 1, or 0. Divided by their largest entry first, so that squares neither overflow nor underflow."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
     largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1); z does not depend on it
     scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D); zeros stay, with gradient 0
     return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
@@ -83,50 +78,49 @@ def _normalise(features: Tensor) -> Tensor:
 class _Blocks(torch.autograd.Function):
     """Losses and numbers of positives, c anchors at a time. Nothing N x N is kept: the gradient is a closed form.
 
-    With logits s_ij = z_i.z_j / tau, l_i = log sum_{k != i} exp(s_ik), and g_i the gradient that comes in for loss_i:
+    With u = z / sqrt(tau), logits s_ij = u_i.u_j, l_i = log sum_{k != i} exp(s_ik), and g_i what comes in for loss_i:
         loss_i = l_i - mean_{j in P(i)} s_ij
         d loss_i / d s_ij = exp(s_ij - l_i) - [j in P(i)] / |P(i)|, the softmax minus the target.
     s_ij = s_ji is in loss_i and in loss_j. Their sum W is symmetric, so that row i of s is all that row i of it needs:
         W_ij = g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|
-        dL/dz_i = sum_j W_ij z_j / tau
+        dL/du_i = sum_j W_ij u_j
     """
 
     @staticmethod
-    def forward(ctx, z, labels, temperature, chunk_size):
-        losses, num_positives, log_denominator = z.new_empty(3, z.shape[0], 1)  # in one: between blocks they fragment
-        for rows, logits, positives in _blocks(z, labels, temperature, chunk_size):
+    def forward(ctx, u, labels, chunk_size):
+        losses, num_positives, log_denominator = u.new_empty(3, u.shape[0], 1)  # in one: between blocks they fragment
+        for rows, logits, positives in _blocks(u, labels, chunk_size):
             num_positives[rows] = positives.sum(dim=1, keepdim=True)
             log_denominator[rows] = logits.logsumexp(dim=1, keepdim=True)
             log_prob = logits - log_denominator[rows]
             losses[rows] = -(positives * log_prob).sum(dim=1, keepdim=True) / num_positives[rows].clamp(min=1)
-        ctx.settings = temperature, chunk_size
-        ctx.save_for_backward(z, labels, num_positives, log_denominator)
+        ctx.chunk_size = chunk_size
+        ctx.save_for_backward(u, labels, num_positives, log_denominator)
         return losses[:, 0], num_positives
 
     @staticmethod
     def backward(ctx, grad, _):
         if torch.is_grad_enabled():
             raise RuntimeError("scl_loss in blocks has no second derivative; with chunk_size=len(features) it has")
-        z, labels, num_positives, log_denominator = ctx.saved_tensors
+        u, labels, num_positives, log_denominator = ctx.saved_tensors
         grad = grad[:, None] * (num_positives > 0)  # (N, 1): a column is of i, its transpose of j
         share = grad / num_positives.clamp(min=1)
-        grad_z = torch.empty_like(z)
-        with torch.autocast(z.device.type, enabled=False):
-            for rows, logits, positives in _blocks(z, labels, *ctx.settings):
-                w = (logits - log_denominator[rows]).exp_() * grad[rows]
-                w += (logits - log_denominator.T).exp_() * grad.T
+        grad_u = torch.empty_like(u)
+        with torch.autocast(u.device.type, enabled=False):
+            for rows, logits, positives in _blocks(u, labels, ctx.chunk_size):
+                w = (logits - log_denominator[rows]).exp_() * grad[rows] + (logits - log_denominator.T).exp_() * grad.T
                 w -= positives * (share[rows] + share.T)
-                grad_z[rows] = w @ z / ctx.settings[0]
-        return grad_z, None, None, None
+                grad_u[rows] = w @ u
+        return grad_u, None, None
 
 
-def _blocks(z, labels, temperature, chunk_size):
+def _blocks(u, labels, chunk_size):
     """Rows, with their logits and their positives as ones, (c, N) each."""
-    for start in range(0, z.shape[0], chunk_size):
+    for start in range(0, u.shape[0], chunk_size):
         rows = slice(start, start + chunk_size)
-        logits = z[rows] @ z.T / temperature
+        logits = u[rows] @ u.T
         logits.diagonal(start).fill_(LOWEST)
-        positives = (labels[rows, None] == labels).to(z.dtype)
+        positives = (labels[rows, None] == labels).to(u.dtype)
         positives.diagonal(start).fill_(0)
         yield rows, logits, positives
 
@@ -138,7 +132,6 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
     class_logits: (N, C), any floating dtype: the classifier's output, before any softmax.
     features, labels, temperature: as in `scl_loss`; labels count from 0 to C-1, and none is ignored.
     lam: in [0, 1]. 0 is cross-entropy alone, exactly; 1 gives the classifier zero gradient.
-
     Returns a float32 scalar (float64 for float64) of two means: over the batch, and over its anchors with a positive;
     NaN for N = 0, as cross-entropy is. Raises as `scl_loss`; on a CPU also IndexError for a label below 0 or above C-1.
 
@@ -163,9 +156,8 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
 
         mean over anchors of log( |P(i)| + (N - 1 - |P(i)|) exp((negative - 1) / tau) )
 
-    Exact for one class, for two, for equal sizes, and if only one class has more than one example. Otherwise it is a
-    bound that nothing attains: three directions cannot all be opposite. Both are 0 if no anchor has a positive.
-    Labels are (N,), integer or bool. Raises as `scl_loss`.
+    Exact for one class, for two, for equal sizes, and if only one class has more than one example. Otherwise nothing
+    attains it: three directions cannot all be opposite. Both are 0 without any positive. Arguments, errors: `scl_loss`.
 
     >>> scl_bounds(torch.tensor([0, 1] * 8), temperature=0.3)
     (tensor(1.9474), tensor(2.7081))
@@ -174,8 +166,8 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
     n, ordered = labels.shape[0], labels.long().sort().values
     class_size = (torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)).float()
     has_positive = class_size > 1
-    equal_sizes = (class_size == class_size[:1]).all()  # then 1 - negative is K/(K-1) = n/(n - class_size), inf for one
-    gap = torch.where(equal_sizes, n / (n - class_size), 2)
+    # 1 - negative: 2, or for K classes of one size K/(K-1) = n/(n - class_size), which is inf for a single class
+    gap = torch.where((class_size == class_size[:1]).all(), n / (n - class_size), 2)
     floor = torch.log(class_size - 1 + (n - class_size) * torch.exp(-gap / temperature))
     lowest = floor.where(has_positive, 0).sum() / has_positive.sum().clamp(min=1)
     return lowest, has_positive.any() * torch.full_like(lowest, math.log(max(n - 1, 1)))
@@ -188,13 +180,11 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
 
         class_logits, features, labels = gather_batch(class_logits, features, labels)
 
-    Takes (N/R, ...) of any dtype that the backend moves, gives (N, ...), differentiable once; without a process group,
-    the tensors as they are. A rank's rows get the gradient of the sum of the ranks' losses. DistributedDataParallel
-    averages over ranks, so the parameters get what one process would give them; without it, average yourself.
-    Of R ranks each receives N (C + D) numbers, sums as many in backward, and computes the whole O(N^2 D) loss.
-
-    Raises ValueError, on every rank: no tensor, or dtypes or shapes (compared first, a synchronisation) that differ
-    between ranks, lengths too, since SCL's mean over anchors would weigh the ranks unlike DDP.
+    Takes (N/R, ...) of any dtype that the backend moves, gives (N, ...); without a process group, the same tensors.
+    A rank's rows get the gradient, once, of the sum of the ranks' losses. DDP, which averages over ranks, then gives the
+    parameters that of one process; without it, average yourself. Each rank receives N (C + D) numbers, sums as many in
+    backward, and computes the whole O(N^2 D) loss. Raises ValueError on every rank: no tensor, or dtypes or shapes
+    (compared first, a synchronisation) that differ between ranks, lengths too: DDP would weigh them unlike SCL's mean.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")
@@ -224,12 +214,11 @@ class _Gather(torch.autograd.Function):
 
 
 def _check(labels: Tensor, temperature: float, **rows: Tensor) -> None:
-    for name, x in {"labels": labels, **rows}.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be an integer or bool tensor, got {getattr(labels, 'dtype', type(labels))!r}")
     for name, x in rows.items():
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"{name} must be a floating point tensor, got {getattr(x, 'dtype', type(x))!r}")
         if x.ndim != 2 or x.shape[1] == 0:
             raise ValueError(f"{name} must have shape (N, D) with D >= 1, got {tuple(x.shape)}")
         if labels.shape != x.shape[:1]:
@@ -237,7 +226,5 @@ def _check(labels: Tensor, temperature: float, **rows: Tensor) -> None:
                              f"got {tuple(labels.shape)}")
     if labels.ndim != 1:
         raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels must be integer or bool, got {labels.dtype}")
     if isinstance(temperature, Tensor) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}")

@@ -658,32 +658,34 @@ def test_features_of_another_shape(shape):
 
 def test_bounds_need_a_row_of_labels():
     with pytest.raises(ValueError, match=r"labels must have shape \(N,\), got \(4, 1\)"):
-        scl_bounds(torch.zeros(4, 1))
+        scl_bounds(torch.zeros(4, 1, dtype=torch.long))
 
 
 @pytest.mark.parametrize("make", [list, np.array])
 def test_no_tensor(make):
     features, labels = batch()
     untensored, row = make(features.tolist()), make(labels.tolist())
-    kind = type(row).__name__
-    with pytest.raises(TypeError, match=f"class_logits must be a tensor, got {kind}"):
+    of_rows, of_row = ("<class 'list'>",) * 2 if make is list else (r"dtype\('float64'\)", r"dtype\('int64'\)")
+    with pytest.raises(TypeError, match=f"class_logits must be a floating point tensor, got {of_rows}"):
         ce_scl_loss(class_logits=untensored, features=features, labels=labels)
     for lam in (0, 0.9):
-        with pytest.raises(TypeError, match=f"features must be a tensor, got {kind}"):
+        with pytest.raises(TypeError, match=f"features must be a floating point tensor, got {of_rows}"):
             ce_scl_loss(class_logits=features, features=untensored, labels=labels, lam=lam)
-    with pytest.raises(TypeError, match=f"features must be a tensor, got {kind}"):
+    with pytest.raises(TypeError, match=f"features must be a floating point tensor, got {of_rows}"):
         scl_loss(untensored, labels)
     for call in (scl_bounds, functools.partial(scl_loss, features), functools.partial(ce_scl_loss, features, features)):
-        with pytest.raises(TypeError, match=f"labels must be a tensor, got {kind}"):
+        with pytest.raises(TypeError, match=f"labels must be an integer or bool tensor, got {of_row}"):
             call(row)
 
 
 def test_bad_dtypes():
     features, labels = batch()
-    with pytest.raises(TypeError, match=r"labels must be integer or bool, got torch.float32"):
+    with pytest.raises(TypeError, match=r"labels must be an integer or bool tensor, got torch\.float32"):
         scl_loss(features, labels.float())
-    with pytest.raises(TypeError, match=r"features must be floating point, got torch.int64"):
+    with pytest.raises(TypeError, match=r"features must be a floating point tensor, got torch\.int64"):
         scl_loss(labels[:, None], labels)
+    with pytest.raises(TypeError, match=r"labels must be an integer or bool tensor, got torch\.complex64"):
+        scl_loss(features, labels.to(torch.complex64))
 
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1, math.nan])
