@@ -181,7 +181,7 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
         class_logits, features, labels = gather_batch(class_logits, features, labels)
 
     Takes (N/R, ...) of any dtype that the backend moves, gives (N, ...); without a process group, the same tensors.
-    A rank's rows get the gradient, once, of the sum of the ranks' losses. DDP, which averages over ranks, then gives the
+    A rank's rows get the gradient, once, of the sum of the ranks' losses. DDP, which averages over ranks, then gives
     parameters that of one process; without it, average yourself. Each rank receives N (C + D) numbers, sums as many in
     backward, and computes the whole O(N^2 D) loss. Raises ValueError on every rank: no tensor, or dtypes or shapes
     (compared first, a synchronisation) that differ between ranks, lengths too: DDP would weigh them unlike SCL's mean.
