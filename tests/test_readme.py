@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import eval as evaluate
 import finetune
-from scl import scl_loss
+from scl import gather_batch, scl_loss
 
 ROOT = Path(finetune.__file__).parent
 README, RESULTS = ((ROOT / file).read_text(encoding="utf-8") for file in ("README.md", "results/README.md"))
@@ -67,17 +68,43 @@ def test_the_snippet_prints_what_it_says(folder):
     assert expected and done.stdout.splitlines() == expected, done.stderr
 
 
-def test_the_plain_loss_is_the_loss():
-    _, snippet, _ = blocks("python")
+def test_the_snippet_for_trainer_trains_on_eq_1(tmp_path):
+    pytest.importorskip("accelerate")  # which Trainer needs, and nothing else here
+    _, snippet, *_ = blocks("python")
     exec(snippet, names := {})
-    labels = torch.tensor([0, 1, 2] * 4)
-    values, gradients = [], []
-    for loss in (names["plain_scl_loss"], scl_loss):
-        features = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-        values.append(loss(features, labels, 0.3))
-        gradients.append(torch.autograd.grad(values[-1], features)[0])
-    torch.testing.assert_close(*values)
-    torch.testing.assert_close(*gradients)
+    torch.manual_seed(0)
+    model = transformers.RobertaForSequenceClassification(transformers.RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        initializer_range=0.5))
+    rows = [{"input_ids": [0, 4 + i % 2, 6 + i, 2], "attention_mask": [1] * 4, "labels": i % 2} for i in range(24)]
+    trainer = names["SCLTrainer"](
+        model, transformers.TrainingArguments(
+            tmp_path, max_steps=20, per_device_train_batch_size=8, per_device_eval_batch_size=8, learning_rate=1e-2,
+            report_to=[], disable_tqdm=True, use_cpu=True, save_strategy="no", logging_strategy="no"),
+        train_dataset=rows, eval_dataset=rows, data_collator=transformers.default_data_collator)
+
+    inputs = transformers.default_data_collator(rows[:8])
+    model.eval()
+    with torch.no_grad():
+        loss, outputs = trainer.compute_loss(model, dict(inputs), return_outputs=True)
+        labels = inputs.pop("labels")
+        cls = model.roberta(**inputs).last_hidden_state[:, 0]
+        expected = 0.1 * torch.nn.functional.cross_entropy(outputs["logits"], labels) + 0.9 * scl_loss(cls, labels, 0.3)
+    torch.testing.assert_close(loss, expected)
+
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    prediction = trainer.predict(rows)
+    assert prediction.metrics["test_loss"] < before - 0.1
+    assert prediction.predictions.shape == (24, 2)
+    assert (prediction.predictions.argmax(axis=1) == prediction.label_ids).all()
+
+
+def test_the_snippet_for_several_processes_gives_the_tensors_of_one(folder):
+    _, _, snippet, _ = blocks("python")
+    names = {"gather_batch": gather_batch} | {name: torch.zeros(2) for name in ("class_logits", "features", "labels")}
+    exec(snippet, names)
+    assert names["features"].shape == (2,)
 
 
 def test_the_snippet_for_a_mean_checkpoint_answers_as_finetune_does(checkpoints):
