@@ -53,19 +53,8 @@ import transformers
 from sklearn.manifold import TSNE
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef, silhouette_score
 
-from finetune import (
-    TASKS,
-    Encoded,
-    Mistake,
-    blame,
-    load_data,
-    load_model,
-    load_tokenizer,
-    method_name,
-    pick_device,
-    predict,
-    read_records,
-)
+from data import TASKS, Mistake, blame, load_data, method_name, read_records
+from finetune import load_model, load_tokenizer, pick_device, predict
 
 matplotlib.use("Agg")  # pictures go to files, with or without a screen
 import matplotlib.pyplot as plt
@@ -94,12 +83,10 @@ def test_set(folder: str, task: str | None, data_dir: str | None, device: str | 
     if set(names) != set(data.label_names) and data.label_names != numbers:
         own, other = ", ".join(names), ", ".join(data.label_names)
         raise Mistake(f"argument --task: {folder} knows the classes {own}, not {other}")
-    chosen = pick_device(device)
-    model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"]).to(chosen)
-    encoded = Encoded(data.test, tokenizer, record["max_length"])
-    class_logits, features = predict(model, encoded, chosen, record["precision"])
-    if data.label_names != numbers:  # the same names, perhaps in another order
-        class_logits = class_logits[:, [names.index(name) for name in data.label_names]]
+    wanted = names if data.label_names == numbers else data.label_names
+    model = load_model(folder, record["pooling"], wanted, tokenizer, 0.0, record["ce_temperature"],
+                       record["max_length"]).to(pick_device(device))
+    class_logits, features = predict(model, data.test, record["precision"])
     return record, data.label_names, data.test.labels, class_logits, features
 
 

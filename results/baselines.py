@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 import transformers
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -27,19 +26,19 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import eval as evaluate  # noqa: E402
 import finetune  # noqa: E402
+from data import Split, load_data, read_records, sample  # noqa: E402
 
 ENCODER, GLUE, STEPS = "all-MiniLM-L6-v2", "glue", 200
 TASKS = ("sst2", "qnli", "mnli")
 RESULTS = HERE / "baselines" / "results.jsonl"
 
 
-def frozen_features(splits: list[finetune.Split], tokenizer, pooling: str, names: tuple[str, ...]) -> list[np.ndarray]:
+def frozen_features(splits: list[Split], tokenizer, pooling: str, names: tuple[str, ...]) -> list[np.ndarray]:
     model = finetune.load_model(ENCODER, pooling, names, tokenizer, 0.0)
-    encoded = [finetune.Encoded(split, tokenizer, 256) for split in splits]
-    return [finetune.predict(model, part, torch.device("cpu"), "bf16")[1] for part in encoded]
+    return [finetune.predict(model, split, "bf16")[1] for split in splits]
 
 
-def setfit(train: finetune.Split, test: finetune.Split, seed: int) -> float:
+def setfit(train: Split, test: Split, seed: int) -> float:
     import datasets
     from setfit import SetFitModel, Trainer, TrainingArguments
 
@@ -55,14 +54,14 @@ def run(task: str, shots: int, method: str, seeds: range) -> None:
     done = {tuple(record[name] for name in ("task", "shots", "method", "seed")) for record in records()}
     if not (missing := [seed for seed in seeds if (task, shots, method, seed) not in done]):
         return
-    data = finetune.load_data(task, GLUE, few_shot=True)
+    data = load_data(task, GLUE, few_shot=True)
     tokenizer = finetune.load_tokenizer(ENCODER, "cls")
     pooling = method.split()[-1]
     if method != "SetFit":
         (test_features,) = frozen_features([data.test], tokenizer, pooling, data.label_names)
     for seed in missing:
         started = time.perf_counter()
-        train, _, test = finetune.sample(data, shots, None, seed)
+        train, _, test = sample(data, shots, None, seed)
         if method == "SetFit":
             accuracy = setfit(train, test, seed)
         else:
@@ -78,7 +77,7 @@ def run(task: str, shots: int, method: str, seeds: range) -> None:
 
 
 def records() -> list[dict]:
-    return finetune.read_records(RESULTS) if RESULTS.exists() else []
+    return read_records(RESULTS) if RESULTS.exists() else []
 
 
 def table() -> None:

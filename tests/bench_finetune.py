@@ -27,10 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_scl import print_table
 
 import finetune
+from data import Split, load_data, sample
 
 ROOT = Path(finetune.__file__).parent
-
-DEVICE = torch.device("cpu")
 STEPS, EVERY, SHOTS, SEEDS = 60, 20, 100, 5
 
 
@@ -41,22 +40,26 @@ def flags(args):
 
 
 def setting(args, **changes):
-    """data (train, validation, test), tokenizer, a fresh model and the config of a run."""
+    """Train, validation and test, a fresh model and the config of a run."""
     parsed = finetune.parse_args(flags(args))
-    data = finetune.load_data("sst2", args.data_dir, few_shot=True)
-    splits = finetune.sample(data, SHOTS, None, args.seed)
+    data = load_data("sst2", args.data_dir, few_shot=True)
+    splits = sample(data, SHOTS, None, args.seed)
     tokenizer = finetune.load_tokenizer(args.model, "cls")
     torch.manual_seed(args.seed)
     model = finetune.load_model(args.model, "cls", data.label_names, tokenizer, dropout=0.1)
     config = finetune.configure(parsed, 0.9, 0.3, args.seed, splits) | changes
-    return [finetune.Encoded(split, tokenizer, 256) for split in splits], tokenizer, model, config
+    return splits, model, config
 
 
-def rows(data):
-    return [tokens | {"labels": label} for tokens, label in zip(data.tokens, data.labels.tolist(), strict=True)]
+def rows(tokenizer, split):
+    texts = map(list, zip(*split.texts, strict=True))
+    tokens = tokenizer(*texts, truncation=True, max_length=256)
+    return [{name: tokens[name][row] for name in tokens} | {"labels": int(label)}
+            for row, label in enumerate(split.labels)]
 
 
-def trainer(model, tokenizer, train, validation=None, steps=STEPS):
+def trainer(model, train, validation=None, steps=STEPS):
+    tokenizer = model.tokenizer
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
             folder, max_steps=steps, per_device_train_batch_size=16, per_device_eval_batch_size=64, learning_rate=1e-4,
@@ -65,8 +68,8 @@ def trainer(model, tokenizer, train, validation=None, steps=STEPS):
             save_strategy="steps" if validation else "no", save_steps=EVERY, load_best_model_at_end=bool(validation),
             metric_for_best_model="accuracy" if validation else None, save_total_limit=1)
         worker = transformers.Trainer(
-            model.backbone, arguments, train_dataset=rows(train), processing_class=tokenizer,
-            eval_dataset=rows(validation) if validation else None,
+            model.backbone, arguments, train_dataset=rows(tokenizer, train), processing_class=tokenizer,
+            eval_dataset=rows(tokenizer, validation) if validation else None,
             compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(1) == p.label_ids).mean())})
         start = time.perf_counter()
         worker.train()
@@ -75,28 +78,27 @@ def trainer(model, tokenizer, train, validation=None, steps=STEPS):
 
 def trainer_run(args):
     """What a user's Trainer script does for one seed: train with validation, keep the best, test."""
-    (train, validation, test), tokenizer, model, _ = setting(args)
-    worker, _ = trainer(model, tokenizer, train, validation)
-    worker.predict(rows(test))
+    (train, validation, test), model, _ = setting(args)
+    worker, _ = trainer(model, train, validation)
+    worker.predict(rows(model.tokenizer, test))
 
 
 def ours(model, train, validation, config):
-    training = finetune.Training(model, config, DEVICE)
+    training = finetune.Training(model, config)
     start = time.perf_counter()
     finetune.fit(training, train, validation)
     return time.perf_counter() - start
 
 
 def step_times(args, rounds=5, steps=20):
-    (train, *_), tokenizer, *_ = setting(args)
-    few = finetune.Split([("a",)], np.zeros(1, dtype=int))
-    nothing = finetune.Encoded(few, tokenizer, 256)  # one validation, of one word, in the last step
+    (train, *_), *_ = setting(args)
+    nothing = Split([("a",)], np.zeros(1, dtype=int))  # one validation, of one word, in the last step
     seconds: dict[str, list[float]] = {"Trainer, CE": [], "CE": [], "CE + SCL": []}
     for _ in range(rounds):
         for name, values in seconds.items():
             *_, model, config = setting(args, steps=steps, eval_every=steps, lam=0.0 if name == "CE" else 0.9)
             with contextlib.redirect_stdout(io.StringIO()):  # what both tell of their steps
-                values.append((trainer(model, tokenizer, train, steps=steps)[1] if name == "Trainer, CE" else
+                values.append((trainer(model, train, steps=steps)[1] if name == "Trainer, CE" else
                                ours(model, train, nothing, config)) / steps)
     return [[name, f"{1e3 * statistics.median(values):.0f}", ratio(values, seconds["Trainer, CE"])]
             for name, values in seconds.items()]
@@ -123,26 +125,25 @@ def sweep_times(args):
 
 
 def evaluation_speed(args, rounds=3):
-    (_, validation, _), _, model, _ = setting(args)
+    (_, validation, _), model, _ = setting(args)
     seconds: dict[str, list[float]] = {"in the order of the file": [], "by length": []}
     for _ in range(rounds):
         for name, values in seconds.items():
             start = time.perf_counter()
             if name == "by length":
-                finetune.predict(model, validation, DEVICE, "fp32")
+                finetune.predict(model, validation)
             else:
                 model.eval()
                 with torch.inference_mode():
-                    for first in range(0, len(validation.tokens), finetune.EVAL_BATCH):
-                        rows = np.arange(first, min(first + finetune.EVAL_BATCH, len(validation.tokens)))
-                        model(**validation.batch(rows, DEVICE)[0])
-            values.append(len(validation.tokens) / (time.perf_counter() - start))
+                    for first in range(0, len(validation), finetune.EVAL_BATCH):
+                        model(**model.tokens(validation.texts[first : first + finetune.EVAL_BATCH]))
+            values.append(len(validation) / (time.perf_counter() - start))
     return [[name, f"{statistics.median(values):.0f}"] for name, values in seconds.items()]
 
 
 def share_of_scl(rounds=3):
     config = transformers.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, num_labels=2)
-    model = finetune.Model(transformers.AutoModelForSequenceClassification.from_config(config), None)
+    model = finetune.Model(transformers.AutoModelForSequenceClassification.from_config(config), tokenizer=None)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     tokens, labels = torch.randint(5, 50000, (16, 128)), torch.arange(16) % 2
     mask, step, scl = torch.ones_like(tokens), [], []

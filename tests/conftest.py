@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
 import finetune
 
 torch.set_num_threads(1)
@@ -14,25 +15,24 @@ torch.set_num_threads(1)
 def run(out, *flags):
     """main() for a run of the demo in a few steps; its records, oldest first."""
     assert finetune.main(["--task", "demo", "--max-steps", "4", "--out", str(out), *map(str, flags)]) == 0
-    return finetune.read_records(Path(out, "results.jsonl"))
+    return data.read_records(Path(out, "results.jsonl"))
 
 
 def parts(pooling="cls", **settings):
     """What `fit` takes, for 20 examples of the demo."""
-    data = finetune.demo_data()
+    demo = data.demo_data()
     tokenizer = finetune.load_tokenizer("demo", pooling)
     torch.manual_seed(0)
-    model = finetune.load_model("demo", pooling, data.label_names, tokenizer, settings.pop("dropout", 0.1))
-    train, validation, _ = finetune.sample(data, 20, None, 0)
+    model = finetune.load_model("demo", pooling, demo.label_names, tokenizer, settings.pop("dropout", 0.1))
+    train, validation, _ = data.sample(demo, 20, None, 0)
     config = {"run": "", "lam": 0.9, "tau": 0.3, "seed": 0, "steps": 3, "eval_every": 3, "lr": 1e-3, "head_lr": 1e-3,
               "batch_size": 16, "sampler": "shuffled", "precision": "fp32", "weight_decay": 0.0, "warmup_ratio": 0.0,
               "micro_batch_size": None, "compile": False}
-    encoded = [finetune.Encoded(split, tokenizer, 64) for split in (train, validation)]
-    return model, *encoded, config | settings, torch.device("cpu")
+    return model, train, validation, config | settings
 
 
-def fit(model, train, validation, config, device, classifier_only=False):
-    training = finetune.Training(model, config, device, classifier_only)
+def fit(model, train, validation, config, classifier_only=False):
+    training = finetune.Training(model, config, classifier_only)
     finetune.fit(training, train, validation)
     return training.result
 

@@ -10,6 +10,7 @@ from conftest import run, write_lines
 
 import eval as evaluate
 import finetune
+from data import read_records
 
 
 @pytest.fixture(scope="module")
@@ -242,8 +243,9 @@ def test_score_gives_the_mean_over_seeds(pair, capsys):
 
 def test_score_on_another_task(checkpoints, own, capsys):
     rows = [("on friday evening the plot was great .", 1), ("on friday evening the plot was dull .", 0)]
+    task = own(train=[("so great", 1), ("so dull", 0)], test=rows * 2)
     for folder in checkpoints.values():
-        summary, _ = tables(capsys, "score", folder, "--task", own(train=rows * 2, test=rows * 2))
+        summary, _ = tables(capsys, "score", folder, "--task", task)
         assert summary[0]["accuracy"] == "1.0000"
 
 
@@ -254,7 +256,7 @@ def test_score_goes_by_the_names_of_the_labels_not_their_order(own, tmp_path, ca
     out = tmp_path / "out"
     flags = ["--model", "demo", "--shots", "30", "--max-steps", "40", "--out", str(out)]
     assert finetune.main(["--task", str(own(train=train, test=train[:4])), *flags]) == 0
-    (record,) = finetune.read_records(out / "results.jsonl")
+    (record,) = read_records(out / "results.jsonl")
     config = out / record["run"] / "config.json"
     config.write_text(config.read_text().replace('"0": "a"', '"0": "b"').replace('"1": "b"', '"1": "a"'))
     summary, _ = tables(capsys, "score", out / record["run"])
@@ -262,7 +264,7 @@ def test_score_goes_by_the_names_of_the_labels_not_their_order(own, tmp_path, ca
 
 
 def test_score_refuses_classes_of_other_names(checkpoints, own, capsys):
-    folder = own(train=[("a", "red"), ("b", "blue")] * 3, test=[("a", "red"), ("b", "blue")])
+    folder = own(train=[("c", "red"), ("d", "blue")] * 3, test=[("a", "red"), ("b", "blue")])
     assert evaluate.main(["score", str(checkpoints["cls"]), "--task", str(folder)]) == 2
     assert "knows the classes negative, positive, not blue, red" in capsys.readouterr().err
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+import data
 import eval as evaluate
 import finetune
 from scl import gather_batch, scl_loss
@@ -31,7 +32,7 @@ COMMANDS = [line for block in blocks("bash") for line in block.replace("\\\n", "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
-    for script in ("scl.py", "finetune.py", "eval.py"):
+    for script in ("scl.py", "data.py", "finetune.py", "eval.py"):
         shutil.copy(ROOT / script, folder)
     return folder
 
@@ -55,7 +56,7 @@ def test_the_demo_commands_run_offline_in_their_order(folder):
 @pytest.mark.parametrize("command", [
     c for c in COMMANDS if re.match(r"python (finetune|eval)\.py", c) and "--task demo" not in c])
 def test_the_other_commands_parse(command, monkeypatch):
-    monkeypatch.setattr(finetune, "task_files", lambda *_: {})
+    monkeypatch.setattr(finetune, "find_files", lambda *_: {})
     monkeypatch.setattr(finetune, "check_model_folder", lambda *_: None)
     _, script, *argv = shlex.split(command)
     {"finetune.py": finetune.parse_args, "eval.py": evaluate.parse_args}[script](argv)
@@ -114,10 +115,10 @@ def test_the_snippet_for_a_mean_checkpoint_answers_as_finetune_does(checkpoints)
     snippet = re.sub(r"tokenizer\(\[.*\], padding", f"tokenizer({texts}, padding", snippet)
     exec(snippet, names := {})
     tokenizer = finetune.load_tokenizer(folder, "mean")
-    model = finetune.load_model(folder, "mean", finetune.POLARITY, tokenizer, 0.0)
-    split = finetune.Split([(text,) for text in texts], np.array([0, 0]))
-    class_logits, _ = finetune.predict(model, finetune.Encoded(split, tokenizer, 64), torch.device("cpu"), "fp32")
-    assert names["labels"] == [finetune.POLARITY[i] for i in class_logits.argmax(axis=1)]
+    model = finetune.load_model(folder, "mean", data.POLARITY, tokenizer, 0.0)
+    split = data.Split([(text,) for text in texts], np.array([0, 0]))
+    class_logits, _ = finetune.predict(model, split)
+    assert names["labels"] == [data.POLARITY[i] for i in class_logits.argmax(axis=1)]
 
 
 def test_every_flag_of_the_readme_exists():
@@ -146,7 +147,7 @@ def test_the_baselines_are_what_their_records_say():
 
 
 def test_every_command_of_the_experiments_parses(monkeypatch):
-    monkeypatch.setattr(finetune, "task_files", lambda *_: {})
+    monkeypatch.setattr(finetune, "find_files", lambda *_: {})
     monkeypatch.setattr(finetune, "check_model_folder", lambda *_: None)
     printed = subprocess.run(["bash", "results/experiments.sh"], cwd=ROOT, capture_output=True, text=True).stdout
     commands = printed.splitlines()

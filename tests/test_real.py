@@ -10,6 +10,7 @@ import transformers
 
 import eval as evaluate
 import finetune
+from data import TASKS, find_files, load_data, read_glue, read_records, sample
 
 GLUE_DIR, ENCODER = os.environ.get("GLUE_DIR"), os.environ.get("ENCODER")
 pytestmark = pytest.mark.skipif(not (GLUE_DIR and ENCODER), reason="needs GLUE_DIR and ENCODER")
@@ -20,8 +21,7 @@ pytestmark = pytest.mark.skipif(not (GLUE_DIR and ENCODER), reason="needs GLUE_D
     ("rte", [1249, 1241], [146, 131]), ("qnli", None, [2702, 2761]), ("mnli", None, [3479, 3123, 3213]),
 ])  # fmt: skip
 def test_every_row_is_read_with_its_label(task, train, dev):
-    files = finetune.task_files(task, GLUE_DIR)
-    splits = {name: finetune.read_split(file, finetune.TASKS[task]) for name, file in files.items()}
+    splits = {name: read_glue(file, TASKS[task]) for name, file in find_files(task, GLUE_DIR).items()}
     assert np.bincount(splits["test"].labels).tolist() == dev
     assert train is None or np.bincount(splits["train"].labels).tolist() == train
 
@@ -31,8 +31,8 @@ def test_the_splits_are_those_of_the_readme():
     published = re.findall(r"\| (\w+) \| (\d+) \| (\d+) \| `(\w{12})` \| `(\w{12})` \| `(\w{12})` \|", readme)
     assert len(published) >= 6
     for task, shots, seed, *checksums in published:
-        data = finetune.load_data(task, GLUE_DIR, few_shot=True)
-        splits = finetune.sample(data, int(shots), None, int(seed))
+        data = load_data(task, GLUE_DIR, few_shot=True)
+        splits = sample(data, int(shots), None, int(seed))
         assert [split.checksum for split in splits] == checksums
 
 
@@ -41,7 +41,7 @@ def test_sst2_from_files_to_table(tmp_path, capsys, pooling):
     flags = ["--task", "sst2", "--data-dir", GLUE_DIR, "--model", ENCODER, "--pooling", pooling, "--lr", "2e-4"]
     short = ["--shots", "64", "--max-steps", "24", "--eval-every", "24", "--save", "--out", str(tmp_path)]
     assert finetune.main([*flags, *short, "--lam", "0", "0.9"]) == 0
-    ce, scl = finetune.read_records(tmp_path / "results.jsonl")
+    ce, scl = read_records(tmp_path / "results.jsonl")
     assert ce["train_checksum"] == scl["train_checksum"] and (ce["test_size"], ce["validation_size"]) == (436, 436)
     assert min(ce["test_accuracy"], scl["test_accuracy"]) > 0.55  # three standard errors above chance would be 0.57
     assert scl["scl_lowest"] < scl["scl"] < scl["scl_collapsed"]
