@@ -1,93 +1,610 @@
-"""What finetune.py wrote, scored, drawn and tabulated.
+"""What finetune.py wrote: tabulated, drawn and scored.
 
-    python eval.py score runs/RUN [RUN ...] [--task T]      # metrics on the test set, geometry of the features
-    python eval.py tsne runs/RUN_CE runs/RUN_SCL -o FIG.png # Figures 2 and 3 of the paper
-    python eval.py grid runs/results.jsonl -o FIG.png       # validation accuracy over lam x tau
-    python eval.py table runs/results.jsonl [...]           # markdown: paper's protocol, all seeds, paired difference
+    python eval.py table runs/results.jsonl [...]            # markdown: all seeds, paired differences, their mean
+    python eval.py effects results/*.jsonl -o FIG.png        # every paired difference CE + SCL minus CE, in one picture
+    python eval.py grid runs/results.jsonl -o FIG.png        # validation accuracy over lam x tau
+    python eval.py score runs/RUN [RUN ...] [--task T]       # metrics on the test set, geometry of the features
+    python eval.py tsne runs/RUN_CE runs/RUN_SCL -o FIG.png  # Figures 2 and 3 of the paper
+
+The first three read records alone, the others load checkpoints.
 """
 
 import argparse
 import itertools
 import json
 import math
+import os
 import re
 import signal
 import sys
+import textwrap
+from collections import Counter
 from pathlib import Path
+
+import numpy as np
+from scipy.special import stdtrit
+
+from data import TASKS, Mistake, Split, blame, load_data, method_name, printable, read_records
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"eval.py: error: {printable(message, 300)}\n")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="score | tsne | grid | table")
-    score = commands.add_parser("score", help="accuracy, macro-F1, MCC, confusion; cosines and silhouette of features")
-    tsne = commands.add_parser("tsne", help="t-SNE of the test features, a panel a run")
-    for command in (score, tsne):
-        command.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint folder")
-        command.add_argument("--task", help="another task than the run's own")
-        command.add_argument("--data-dir", help="where its GLUE files are (default: as the run had it)")
-        command.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
-    grid = commands.add_parser("grid", help="heat map of mean validation accuracy over lam x tau")
-    table = commands.add_parser("table", help="markdown, with the paired difference to CE per seed")
-    for command in (grid, table):
-        command.add_argument("files", nargs="+", metavar="RESULTS.jsonl")
-    for command in (tsne, grid):
-        command.add_argument("-o", "--output", required=True, metavar="FIG.png")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="table | effects | grid | score | tsne")
+    for name, told in (
+        ("table", "markdown, with the paired difference to CE per seed"),
+        ("effects", "all paired differences CE + SCL (0.9, 0.3) minus CE, with the paper's"),
+        ("grid", "heat map of mean validation accuracy over lam x tau"),
+        ("score", "accuracy, macro-F1, MCC, confusion; cosines and silhouette of features"),
+        ("tsne", "t-SNE of the test features, a panel a run"),
+    ):
+        command = commands.add_parser(name, help=told)
+        if name in ("score", "tsne"):
+            command.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint folder")
+            command.add_argument("--task", help="another task than the run's own")
+            command.add_argument("--data-dir", help="where its GLUE files are (default: as the run had it)")
+            command.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+        else:
+            command.add_argument("files", nargs="+", metavar="RESULTS.jsonl")
+        if name in ("effects", "grid", "tsne"):
+            command.add_argument("-o", "--output", required=True, metavar="FIG.png")
     args = parser.parse_args(argv)
-    if (output := getattr(args, "output", None)) and not Path(output).absolute().parent.is_dir():
-        parser.error(f"argument -o: no folder {Path(output).parent}; make it or choose another")
+    if output := getattr(args, "output", None):
+        folder = os.path.dirname(output) or "."
+        if not os.path.isdir(folder):
+            parser.error(f"argument -o: no folder {folder}; make it or choose another")
+        if not Path(output).suffix:
+            parser.error(f"argument -o: {output} has no ending; expected one such as .png or .pdf")
     return args
 
 
-if __name__ == "__main__":
-    parse_args()  # a mistake ends here, before torch is imported
+# ------------------------------------------------------------ records: what they hold, and which belong together
 
-import matplotlib
-import numpy as np
-import scipy.stats
-import transformers
-from sklearn.manifold import TSNE
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef, silhouette_score
+KINDS = {
+    "text": lambda value: isinstance(value, str),
+    "two texts": lambda value: isinstance(value, list) and [type(item) for item in value] == [str, str],
+    "count": lambda value: type(value) is int and 1 <= value < 2**53,
+    "number": lambda value: type(value) in (int, float) and 0 <= value < 1e15,
+    "fraction": lambda value: type(value) in (int, float) and 0 <= value <= 1,
+}
+NOISE = {"noise": "text or null", "noise_level": "number or null", "translators": "two texts or null"}
+SETTING = {"task": "text", "shots": "count or null", "shots_per_class": "count or null", "model": "text",
+           "pooling": "text", **NOISE, "batch_size": "count", "sampler": "text", "precision": "text",
+           "dropout": "fraction", "max_length": "count", "weight_decay": "number", "warmup_ratio": "fraction"}
+TUNED = {"lr": "number", "head_lr": "number", "steps": "count", "eval_every": "count"}  # a method's, not a setting's
+METHOD = {"lam": "fraction", "tau": "number or null", "ce_temperature": "number or null"}
+CHECKPOINT = {"run": "text", **SETTING, **TUNED, **METHOD, "seed": "number", "data_dir": "text or null",
+              "test_checksum": "text"}
+MADE_WITH = {"device": "text", "python": "text", "torch": "text", "transformers": "text", "commit": "text or null"}
+FIELDS = {**CHECKPOINT, "train_checksum": "text", "validation_checksum": "text", "test_size": "count",
+          "validation_accuracy": "fraction", "test_accuracy": "fraction", "seconds": "number", **MADE_WITH}
+Arm = dict[int, dict]  # records of one setting and method, by seed
+CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # by METHOD
 
-from data import TASKS, Mistake, blame, load_data, method_name, read_records
-from finetune import load_model, load_tokenizer, pick_device, predict
+# Test accuracy in the paper, of CE and of CE + SCL with the best of 24 (lam, tau): by task, shots and the temperature
+# of back-translation from Tables 2 and 3, all of train from Table 5, and transfer from SST-2 to 20 examples a class.
+PAPER = {
+    ("sst2", "20", None): (85.9, 88.1), ("qnli", "20", None): (65.0, 75.7), ("mnli", "20", None): (39.3, 42.7),
+    ("sst2", "100", None): (91.1, 92.8), ("qnli", "100", None): (81.9, 82.5), ("mnli", "100", None): (59.2, 61.1),
+    ("sst2", "1000", None): (94.0, 94.1), ("qnli", "1000", None): (89.2, 89.8), ("mnli", "1000", None): (81.4, 81.5),
+    ("sst2", "100", 0.3): (92.0, 92.6), ("qnli", "100", 0.3): (81.1, 82.7), ("mnli", "100", 0.3): (54.0, 61.2),
+    ("sst2", "100", 0.5): (91.4, 91.5), ("qnli", "100", 0.5): (80.0, 81.9), ("mnli", "100", 0.5): (55.3, 62.1),
+    ("sst2", "100", 0.7): (91.7, 91.2), ("qnli", "100", 0.7): (78.9, 81.3), ("mnli", "100", 0.7): (54.6, 62.3),
+    ("sst2", "100", 0.9): (90.0, 91.5), ("qnli", "100", 0.9): (75.9, 80.1), ("mnli", "100", 0.9): (47.0, 53.0),
+    ("sst2", "all", None): (96.0, 96.3), ("qnli", "all", None): (90.4, 93.9), ("mnli", "all", None): (88.4, 88.6),
+    ("cola", "all", None): (86.0, 86.1), ("mrpc", "all", None): (86.4, 89.5), ("rte", "all", None): (85.5, 85.7),
+    ("amazon_polarity", "20 a class", None): (87.4, 90.3), ("yelp_polarity", "20 a class", None): (90.8, 91.2),
+}  # fmt: skip
 
-matplotlib.use("Agg")  # pictures go to files, with or without a screen
-import matplotlib.pyplot as plt
 
-COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"  # Okabe and Ito
+def checked(record: dict, fields: dict[str, str], where: str) -> dict:
+    """The record with its texts printable, if these fields hold what finetune.py writes there."""
+    for name, expected in fields.items():
+        value, (kind, _, null) = record.get(name), expected.partition(" or ")
+        if name not in record:
+            raise Mistake(f"{where} is no record of a run: it has no {name}")
+        if not KINDS[kind](value) and not (null and value is None):
+            came = f"a {type(value).__name__}" if isinstance(value, (list, dict)) else printable(repr(value))
+            raise Mistake(f"{where} is no record of a run: {name} is {came}, expected {expected}")
+    if (record["lam"] == 0) != (record["tau"] is None) or (record["noise"] is None) != (record["noise_level"] is None):
+        raise Mistake(f"{where} is no record of a run: lam comes with tau, and noise with noise_level")
+    return record | {name: printable(record[name], 1000) for name in fields if isinstance(record[name], str)}
+
+
+def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
+    """setting -> METHOD -> seed -> record; refuses what must not be averaged."""
+    settings: dict[tuple, dict[tuple, Arm]] = {}
+    for file in files:
+        if not os.path.isfile(file):
+            raise Mistake(f"argument RESULTS.jsonl: no file {printable(file)}; finetune.py writes OUT/results.jsonl")
+        for record in read_records(Path(file)):
+            where = f"argument RESULTS.jsonl: {printable(file, 150)}, run {printable(record['run'])}"
+            record = checked(record, FIELDS, where) | {"file": printable(file, 150)}
+            # CE and CE + SCL each go on from a checkpoint of their own.
+            base = re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?-seed\d+-\w+$", "", record["model"])
+            record |= {"model": base, "is_transfer": base != record["model"]}
+            arms = settings.setdefault(tuple(str(record[name] or "") for name in SETTING), {})
+            arm = arms.setdefault(tuple(record[name] for name in METHOD), {})
+            if arm.get(record["seed"], {}).get("run") != record["run"]:  # one run may be in two files
+                check_fit(record, arm, arms)
+                arm[record["seed"]] = record
+    if not settings:
+        raise Mistake(f"argument RESULTS.jsonl: no record in {printable(', '.join(files))}")
+    name_folders(all_records(settings))
+    return settings
+
+
+def check_fit(record: dict, arm: Arm, arms: dict[tuple, Arm]) -> None:
+    """The records of a method share TUNED, those of a setting the test set, and a seed is there once."""
+    of_setting = next((other for filled in arms.values() for other in filled.values()), record)
+    of_arm, file = next(iter(arm.values()), record), record["file"]
+    what = f"argument RESULTS.jsonl: {record['task']}, N = {shots(record)}, {method_name(record)}"
+    for name in (*TUNED, "test_checksum", "test_size"):
+        other = of_arm if name in TUNED else of_setting
+        if record[name] != other[name]:
+            line = json.dumps({name: record[name]})[1:-1]
+            raise Mistake(f"{what} mixes {name} {other[name]} (in {other['file']}) and {record[name]} (in {file}); "
+                          f"give each an --out of its own, or pick one: grep '{line},' {file} > one.jsonl")
+    if other := arm.get(record["seed"]):
+        raise Mistake(f"{what} has seed {record['seed']} twice, {other['run']} (in {other['file']}) and "
+                      f"{record['run']} (in {file}); keep one")
+
+
+def all_records(settings: dict[tuple, dict[tuple, Arm]]) -> list[dict]:
+    return [record for arms in settings.values() for arm in arms.values() for record in arm.values()]
+
+
+def name_folders(records: list[dict]) -> None:
+    """Task and model, where they are folders, go by their last name; those that share one keep their path."""
+    for field in ("task", "model"):
+        shared = Counter(Path(path).name for path in {*TASKS, *(record[field] for record in records)})
+        for record in records:
+            name = Path(record[field]).name
+            record[field] = name if shared[name] == 1 else record[field]
+
+
+def shots(record: dict) -> str:
+    return f"{record['shots_per_class']} a class" if record["shots_per_class"] else str(record["shots"] or "all")
+
+
+def without_derived(record: dict) -> dict:
+    """The record, but head_lr and eval_every are None where they follow from lr and steps."""
+    usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
+    return record | {name: None for name, value in usual.items() if record[name] == value}
+
+
+def paper_gain(record: dict) -> float | None:
+    """CE + SCL minus CE in the paper, in points, where it has this setting; its transfer is from SST-2."""
+    from_sst2 = record["is_transfer"] and Path(record["model"]).name.startswith("sst2-")
+    is_like_it = record["batch_size"] == 16 and record["noise"] in (None, "backtranslation")
+    if not is_like_it or from_sst2 != bool(record["shots_per_class"]):
+        return None
+    ce, ce_scl = PAPER.get((record["task"], shots(record), record["noise_level"]), (None, None))
+    return ce and ce_scl - ce
+
+
+# ------------------------------------------------------------ statistics
+
+
+def values(arm: Arm, name: str) -> np.ndarray:
+    return np.array([record[name] for record in arm.values()])
+
+
+def top_three(arm: Arm) -> tuple[float, float]:
+    """The paper's protocol: mean and std of the test accuracy of the best three by validation.
+
+    Where more tie at the cut than fit, k of them at random: the expected mean, and the root of the expected variance.
+    """
+    validation, test = values(arm, "validation_accuracy"), values(arm, "test_accuracy")
+    cut = np.sort(validation)[-3]
+    above, tied = test[validation > cut], test[validation == cut]
+    k, n = 3 - len(above), len(tied)
+    total = above.sum() + k * tied.mean()
+    total_variance = k * (n - k) / max(n - 1, 1) * tied.var()  # of a draw without replacement
+    squares = (above**2).sum() + k * (tied**2).mean()
+    variance = (squares - (total**2 + total_variance) / 3) / 2
+    return total / 3, max(variance, 0) ** 0.5
+
+
+def paired_differences(arm: Arm, other: Arm, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
+    """arm minus other, by every seed that both have; these splits must be the same."""
+    seeds = [seed for seed in sorted(arm) if seed in other]
+    for seed, split in itertools.product(seeds, splits):
+        if other[seed][f"{split}_checksum"] != arm[seed][f"{split}_checksum"]:
+            both = f"{method_name(other[seed])} and {method_name(arm[seed])}"
+            raise Mistake(f"argument RESULTS.jsonl: {both} saw different {split} sets at seed {seed}: "
+                          f"{other[seed]['run']} and {arm[seed]['run']}")
+    return {seed: arm[seed][measure] - other[seed][measure] for seed in seeds}
+
+
+def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
+    """The mean with its 95 % interval by Student's t; one pair has none (nan)."""
+    numbers = np.array(list(differences.values()))
+    n, mean = len(numbers), numbers.mean()
+    half = stdtrit(n - 1, 0.975) * numbers.std(ddof=1) / n**0.5 if n > 1 else np.nan
+    return mean, mean - half, mean + half
+
+
+def pooled(gains: list[tuple[str, dict[int, float]]], resamples: int = 9_999) -> tuple[float, float, float, float]:
+    """The mean over settings, each a task and its differences by seed: with a 95 % interval, and a p for no difference.
+
+    A seed's 20 examples lie within its 100, so settings of one task are not independent. The bootstrap draws the seeds
+    of each task, a seed with all its settings, one fewer than there are, so that its variance is unbiased (Rao and Wu,
+    1988). p flips signs, those of a seed in all its settings at once. With fewer than five seeds no interval (nan).
+    """
+    rng, drawn, flipped, fewest = np.random.default_rng(0), [], [], math.inf
+    for task in dict.fromkeys(task for task, _ in gains):
+        of_task = [differences for other, differences in gains if other == task]
+        seeds = sorted(set().union(*of_task))
+        n, fewest = len(seeds), min(fewest, len(seeds))
+        counts = rng.multinomial(max(n - 1, 1), np.full(n, 1 / n), resamples)  # (R, n), how often each is drawn
+        signs = rng.choice((-1, 1), (resamples, n))  # (R, n)
+        for differences in of_task:
+            numbers = np.array([differences.get(seed, 0) for seed in seeds])  # (n,)
+            has_it = np.isin(seeds, list(differences))  # (n,)
+            with np.errstate(invalid="ignore"):  # 0 / 0: none of its seeds was drawn
+                drawn.append(counts @ numbers / counts[:, has_it].sum(axis=1))  # (R,)
+            flipped.append(signs @ numbers / has_it.sum())  # (R,)
+    mean = np.mean([np.mean(list(differences.values())) for _, differences in gains])
+    low, high = np.percentile(np.nanmean(drawn, axis=0), [2.5, 97.5]) if fewest >= 5 else (np.nan, np.nan)
+    as_far = np.abs(np.mean(flipped, axis=0)) >= abs(mean) - 1e-12
+    return mean, low, high, (1 + as_far.sum()) / (1 + resamples)
+
+
+def test_set_error(arm: Arm, other: Arm) -> float | None:
+    """Standard error of the mean paired difference over the test examples; None for records without the answers."""
+    pairs = [(arm[seed], other[seed]) for seed in arm if seed in other]
+    if any("test_correct" not in record for pair in pairs for record in pair):
+        return None
+    gains = np.mean([answers(one) - answers(two) for one, two in pairs], axis=0)  # (test examples,)
+    return gains.std() / len(gains) ** 0.5
+
+
+def answers(record: dict) -> np.ndarray:
+    """Right (1) or wrong (0), by test example."""
+    with blame("RESULTS.jsonl", f"test_correct of {record['run']}", "a bit for each test example, in hexadecimal"):
+        packed = np.frombuffer(bytes.fromhex(record["test_correct"]), np.uint8)
+        return np.unpackbits(packed)[: record["test_size"]].reshape(record["test_size"]).astype(int)
+
+
+# ------------------------------------------------------------ table
+
+MEASURED = {  # columns, and what is said of them below
+    "n": None,
+    "all seeds": "test accuracy in %, mean ± sample std (ddof = 1) over n seeds",
+    "top 3 by validation": "the same of the best three of all seeds by validation, the paper's protocol",
+    "minus CE [95 %]": "mean paired difference over seeds, Student's t interval, not corrected for several rows",
+    "paper's gain": "its CE + SCL, the best of 24 (lam, tau), minus its CE, with RoBERTa-Large",
+    "its test s.e.": "standard error of minus CE over the test examples: what other test sentences would change",
+    "on validation [95 %]": "the same difference on the validation examples, which also chose the checkpoint",
+    "minus clean [95 %]": "the same method's mean paired difference to no noise",
+    "test s.e.": "binomial standard error of the accuracy, for the size of the test set",
+    "note": None,
+    "mean over settings": "95 % interval by a bootstrap and p by sign flips, both of the seeds of each task",
+}
+
+
+def percent(mean: float, std: float | None = None) -> str:
+    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
+def difference(mean: float, low: float, high: float) -> str:
+    if np.isnan(low):
+        return f"{100 * mean:+.1f} (too few seeds)"
+    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def print_table(header: list[str], rows: list[list]) -> None:
+    for cells in (header, ["---"] * len(header), *rows):
+        print("| " + " | ".join("" if cell is None else str(cell).replace("|", "\\|") for cell in cells) + " |")
+
+
+def table_row(arm: Arm, ce: Arm, clean: Arm) -> dict:
+    """One line of the table: a setting and a method; against CE, and against the same arm without noise, if any."""
+    record, test, n = next(iter(arm.values())), values(arm, "test_accuracy"), len(arm)
+    shown = without_derived(record)
+    row = {name: shown[name] for name in (*SETTING, *TUNED)} | {
+        "shots": shots(record),
+        "translators": record["translators"] and " ".join(record["translators"]),
+        "method": method_name(record),
+        "n": n,
+        "all seeds": percent(test.mean(), test.std(ddof=1) if n > 1 else None),
+        "top 3 by validation": percent(*top_three(arm)) if n >= 10 else None,
+        "test s.e.": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
+        "seeds": ", ".join(f"{seed}: {percent(arm[seed]['test_accuracy'])}" for seed in sorted(arm)),
+    }
+    if lost := paired_differences(arm, clean, "validation", "test"):
+        row["minus clean [95 %]"] = difference(*t_interval(lost))
+    if ce is arm or not ce:
+        return row
+    if gained := paired_differences(arm, ce, "train", "validation", "test"):
+        error = test_set_error(arm, ce)
+        row["minus CE [95 %]"] = difference(*t_interval(gained))
+        row["its test s.e."] = None if error is None else percent(error)
+        on_validation = paired_differences(arm, ce, measure="validation_accuracy")
+        row["on validation [95 %]"] = difference(*t_interval(on_validation))
+    if tuple(record[name] for name in METHOD) == CE_SCL and (gain := paper_gain(record)) is not None:
+        row["paper's gain"] = f"{gain:+.1f}"
+    row["note"] = f"{len(gained)} pairs" if len(gained) < max(n, len(ce)) else None
+    return row
+
+
+def table(args: argparse.Namespace) -> None:
+    settings, rows, gains = read_arms(args.files), [], dict[str, list]()
+    for setting, arms in settings.items():
+        without_noise = tuple("" if name in NOISE else value for name, value in zip(SETTING, setting, strict=True))
+        clean = settings.get(without_noise, {}) if without_noise != setting else {}
+        for key in sorted(arms, key=lambda key: tuple(value or 0 for value in key)):
+            rows.append(table_row(arms[key], arms.get(CE, {}), clean.get(key, {})))
+            if key != CE and (gained := paired_differences(arms[key], arms.get(CE, {}))):
+                gains.setdefault(rows[-1]["method"], []).append((rows[-1]["task"], gained))
+
+    columns = [name for name in (*SETTING, *TUNED) if name not in ("task", "shots", "shots_per_class")]
+    shared = {name: rows[0][name] for name in columns if len({row[name] for row in rows}) == 1}
+    columns = ["task", "shots", *(name for name in columns if name not in shared), "method", *MEASURED]
+    columns = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    print(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None) + "\n")
+    print_table(columns, [[row.get(name) for name in columns] for row in rows])
+    several = {method: of_method for method, of_method in gains.items() if len(of_method) > 1}
+    for method, of_method in several.items():
+        print(f"\n{pooled_line(method, of_method)}")
+    print()
+    for name in [*columns, "mean over settings"] if several else columns:
+        if MEASURED.get(name):
+            print(f"{name}: {MEASURED[name]}.")
+    print(f"\n{provenance(all_records(settings))}\n\nEvery seed:\n")
+    for row in rows:
+        cells = [row[name] for name in columns[: columns.index("method") + 1]]
+        print(f"- {', '.join(str(cell) for cell in cells if cell is not None)}: {row['seeds']}")
+
+
+def pooled_line(method: str, gains: list[tuple[str, dict[int, float]]]) -> str:
+    """What a table says of a method in all its settings together."""
+    mean, low, high, p = pooled(gains)
+    settings = [np.array(list(differences.values())) for _, differences in gains]
+    pairs, n = np.concatenate(settings), len(settings)
+    ahead = sum(of_setting.mean() > 0 for of_setting in settings)
+    return (f"{method} minus CE, mean over {n} settings: {difference(mean, low, high)}, p = {p:.4f}; "
+            f"ahead in {ahead} of {n} settings and {(pairs > 0).sum()} of {len(pairs)} pairs.")
+
+
+def provenance(records: list[dict]) -> str:
+    """How long the runs took, where, and with what."""
+    seconds = [record["seconds"] for record in records]
+    made_with = [f"{name} {', '.join(sorted({str(record[name]) for record in records}))}" for name in MADE_WITH]
+    each = f"{min(seconds):.0f} to {max(seconds):.0f} s"
+    return f"{len(records)} runs of {each}, {sum(seconds) / 3600:.1f} h in all; {'; '.join(made_with)}."
+
+
+# ------------------------------------------------------------ pictures of records: effects, grid
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
+    """A figure, in inches and no larger than memory takes, and its panels (rows, columns)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(min(width, 30), min(height, 60)), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save(figure, output: str) -> None:
+    """Whole or not at all, with every text as it stands: no dollar sign makes it a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    part = Path(output).with_name(f".part-{Path(output).name}")
+    try:
+        figure.savefig(part, dpi=150)
+        part.replace(output)
+    except (OSError, ValueError) as error:  # no permission; no such format
+        raise Mistake(f"argument -o: {printable(output)} cannot be written: {printable(error, 150)}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    print(f"picture in {printable(output, 200)}")
+
+
+def read_effects(files: list[str]) -> list[tuple[dict, dict[int, float]]]:
+    """(setting, CE + SCL (0.9, 0.3) minus CE by seed) for each row of the picture, in its order.
+
+    Each file is read by itself, since CE may have another length in another; what two files share counts once.
+    """
+    effects: dict[tuple, tuple[dict, dict[int, float]]] = {}
+    for file in files:
+        for setting, arms in read_arms([file]).items():
+            both = arms.get(CE_SCL, {}), arms.get(CE, {})
+            if differences := paired_differences(*both, "train", "validation", "test"):
+                scl, ce = (without_derived(next(iter(arm.values()))) for arm in both)
+                tuned = {name: " / ".join(dict.fromkeys((str(ce[name]), str(scl[name])))) for name in TUNED}
+                _, by_seed = effects.setdefault((*setting, *tuned.values()), (ce | tuned, {}))
+                by_seed.update(differences)
+    if not effects:
+        raise Mistake("argument RESULTS.jsonl: no seed has both --lam 0 and --lam 0.9 --tau 0.3")
+    return sorted(effects.values(), key=lambda effect: (group_of(effect[0]), effect[0]["task"]))
+
+
+def group_of(setting: dict) -> tuple[str, float, str]:
+    """Where a setting stands in the picture: by the number of shots, then noise, then transfer; each model apart."""
+    kind = "noise" if setting["noise"] else "transfer" if setting["is_transfer"] else ""
+    number = 0 if kind else setting["shots"] or setting["shots_per_class"] or math.inf
+    title = kind or (f"N = {shots(setting)}" if number < math.inf else "all of train")
+    return kind, number, f"{title}: {setting['model']}"
+
+
+def label_of(setting: dict, group: list[dict]) -> str:
+    """The task, noise, what is not as in most of the group; and rates and lengths, CE's / CE + SCL's, that differ."""
+    told = [setting["task"]]
+    if setting["noise"]:
+        told.append(f"{setting['noise']} {setting['noise_level']:g}")
+    for name in (*SETTING, *TUNED):
+        found = Counter(str(other[name]) for other in group)
+        is_usual = str(setting[name]) == found.most_common(1)[0][0]
+        if name not in ("task", *NOISE) and len(found) > 1 and (name in TUNED or not is_usual):
+            told.append(f"{name} {setting[name]}")
+    return ", ".join(told)
+
+
+def effects(args: argparse.Namespace) -> None:
+    rows = []  # label, differences, their mean and interval, the paper's in points
+    for (*_, title), members in itertools.groupby(read_effects(args.files), key=lambda effect: group_of(effect[0])):
+        group, differences = zip(*members, strict=True)
+        rows.append((title, {}, None, None))
+        for setting, by_seed in zip(group, differences, strict=True):
+            rows.append((label_of(setting, group), by_seed, t_interval(by_seed), paper_gain(setting)))
+        if len(group) > 1:
+            *mean, _ = pooled([(setting["task"], by_seed) for setting, by_seed in zip(group, differences, strict=True)])
+            rows.append((f"mean of these {len(group)}", {}, mean, None))
+
+    figure, ((panel,),) = new_figure(9, 1.5 + 0.24 * len(rows))
+    reach = max(abs(mark) for _, by_seed, interval, paper in rows if interval
+                for mark in (*(100 * gain for gain in by_seed.values()), 100 * interval[0], paper or 0))
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.grid(axis="x", alpha=0.3)
+    panel.tick_params(axis="y", length=0)
+    panel.set(xlim=(-1.1 * reach, 1.1 * reach), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)),
+              yticklabels=[label for label, *_ in rows], xlabel="difference in test accuracy, points",
+              title="CE + SCL (0.9, 0.3) minus CE, paired by seed")
+    for y, (_, by_seed, interval, paper) in enumerate(rows):
+        if interval:
+            draw_effect(panel, y, [100 * gain for gain in by_seed.values()], interval, paper)
+        else:
+            panel.get_yticklabels()[y].set_weight("bold")
+    marks = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))  # each kind once
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, fontsize=9)
+    save(figure, args.output)
+
+
+def draw_effect(panel, y: int, dots: list[float], interval: tuple[float, ...], paper: float | None) -> None:
+    """One row; an interval beyond all other marks of the picture leaves it."""
+    mean, low, high = (100 * part for part in interval)
+    shape, colour, label = "D", "black", "mean of the group, 95 % bootstrap interval"
+    if dots:
+        shape, colour, label = "s", "#0072B2", "mean of the seeds, 95 % t interval"
+        panel.plot(dots, [y + 0.3] * len(dots), "o", color="grey", markersize=2.5, label="a seed")
+    panel.plot([low, high], [y, y], color=colour, linewidth=1.6)
+    panel.plot(mean, y, shape, color=colour, label=label)
+    if paper is not None:
+        panel.plot(paper, y, "x", color="#D55E00", markeredgewidth=1.8, zorder=3, label="the paper's, RoBERTa-Large")
+    panel.text(1.015, y, difference(*interval), transform=panel.get_yaxis_transform(), va="center", fontsize=9)
+
+
+def grid(args: argparse.Namespace) -> None:
+    cells, baseline = grid_cells(args.files)
+    lams, taus = (sorted({key[i] for key in cells}) for i in (0, 1))
+    means, spreads = np.full((2, len(lams), len(taus)), np.nan)  # (lam, tau)
+    for (lam, tau), arm in cells.items():
+        validation, cell = 100 * values(arm, "validation_accuracy"), (lams.index(lam), taus.index(tau))
+        means[cell] = validation.mean()
+        spreads[cell] = validation.std(ddof=1) if len(arm) > 1 else np.nan
+    centre = 100 * values(baseline, "validation_accuracy").mean() if baseline else np.nanmean(means)
+    reach = max(2, np.nanmax(np.abs(means - centre)))  # half a point is no full scale of colours
+
+    figure, ((panel,),) = new_figure(2.6 + 1.1 * len(taus), 1.8 + 0.55 * len(lams))
+    image = panel.imshow(means - centre, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
+    figure.colorbar(image, label=f"points above {'CE' if baseline else 'the mean of all cells'}, {centre:.1f}")
+    for (row, column), mean in np.ndenumerate(means[: 0 if means.size > 400 else None]):  # more could not be read
+        spread = "" if np.isnan(spreads[row, column]) else f" ± {spreads[row, column]:.1f}"
+        panel.text(column, row, "-" if np.isnan(mean) else f"{mean:.1f}{spread}", ha="center", va="center",
+                   color="white" if abs(mean - centre) > 0.7 * reach else "black")
+    across, up = (range(0, len(ticks), math.ceil(len(ticks) / 20)) for ticks in (taus, lams))
+    panel.set(xticks=across, xticklabels=[taus[i] for i in across], yticks=up, yticklabels=[lams[i] for i in up],
+              xlabel="temperature tau", ylabel="SCL weight lam")
+    record, *_ = arm.values()
+    panel.set_title(f"{record['task'][:40]}, N = {shots(record)}: validation accuracy (%)\n"
+                    f"mean ± sample std, n = {len(arm)}", fontsize=10)
+    save(figure, args.output)
+
+
+def grid_cells(files: list[str]) -> tuple[dict[tuple, Arm], Arm]:
+    """(lam, tau) -> seed -> record, all of one setting, learning rate, length and set of seeds; and CE of these."""
+    settings = read_arms(files)
+    if len(settings) > 1:
+        one, other, *_ = settings
+        name, *pair = next(row for row in zip(SETTING, one, other, strict=True) if row[1] != row[2])
+        mixed = " and ".join(value or "none" for value in pair)
+        raise Mistake(f"argument RESULTS.jsonl: a grid is of one setting, these mix {name} {mixed}; give each an --out")
+    (arms,) = settings.values()
+    cells = {(lam, tau): arm for (lam, tau, _), arm in arms.items() if lam}
+    if not cells:
+        raise Mistake("argument RESULTS.jsonl: no run with --lam above 0 to draw")
+    shared = {}
+    for arm in cells.values():
+        record, *_ = arm.values()
+        seeds = ", ".join(map(str, sorted(arm)))
+        shared[f"seeds {seeds}, lr {record['lr']}, steps {record['steps']}"] = method_name(record)
+    if len(shared) > 1:
+        one, other, *_ = (f"{method} has {what}" for what, method in shared.items())
+        raise Mistake(f"argument RESULTS.jsonl: cells of a grid share seeds, lr and steps, but {one}, and {other}; "
+                      "run what is missing, or give each experiment an --out of its own")
+    ce = arms.get(CE, {})
+    return cells, {seed: ce[seed] for seed in arm} if set(arm) <= set(ce) else {}
+
 
 # ------------------------------------------------------------ checkpoints: score, tsne
 
 
-def test_set(folder: str, task: str | None, data_dir: str | None, device: str | None):
-    """A run's record; class names, labels, class logits and features of its test set, or of another task's."""
+def read_checkpoint(folder: str) -> dict:
+    """The record in it."""
     file = Path(folder, "record.json")
-    if not file.is_file():
-        raise Mistake(f"{folder} is no checkpoint of finetune.py (no record.json); a sweep keeps its with --save")
-    with blame("RUN", folder, "a checkpoint of finetune.py"):
-        record = json.loads(file.read_text())
-        few_shot = bool(record["shots"] or record["shots_per_class"])
-    if data_dir is None and (task is None or task in TASKS):
-        data_dir = record["data_dir"]
-    data = load_data(task or record["task"], data_dir, few_shot)
-    if task is None and data.test.checksum != record["test_checksum"]:
-        raise Mistake(f"{folder} was tested on other data than {record['task']} holds now; give --task or --data-dir")
+    if not os.path.isfile(file):
+        raise Mistake(f"argument RUN: {printable(folder, 150)} is no checkpoint of finetune.py (no record.json); "
+                      "a sweep keeps its with --save")
+    with blame("RUN", printable(file, 150), "the record that finetune.py wrote"):
+        record = dict(json.loads(file.read_text(encoding="utf-8")))
+    return checked(record, CHECKPOINT, f"argument RUN: {printable(file, 150)}")
+
+
+def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None):
+    """Class names, class logits (N, C) and features (N, D); names that are numbers are the checkpoint's own."""
+    import transformers
+
+    from finetune import check_vocabulary, load_config, load_model, load_tokenizer, pick_device, predict
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    own = tuple(load_config(folder).id2label.values())
+    if names == tuple(map(str, range(len(own)))):
+        names = own
     tokenizer = load_tokenizer(folder, record["pooling"])
-    names = tuple(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label.values())
-    numbers = tuple(map(str, range(len(names))))  # labels that are numbers are the checkpoint's own
-    if set(names) != set(data.label_names) and data.label_names != numbers:
-        own, other = ", ".join(names), ", ".join(data.label_names)
-        raise Mistake(f"argument --task: {folder} knows the classes {own}, not {other}")
-    wanted = names if data.label_names == numbers else data.label_names
-    model = load_model(folder, record["pooling"], wanted, tokenizer, 0.0, record["ce_temperature"],
-                       record["max_length"]).to(pick_device(device))
-    class_logits, features = predict(model, data.test, record["precision"])
-    return record, data.label_names, data.test.labels, class_logits, features
+    model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"], record["max_length"])
+    if model.classifier_is_new:
+        raise Mistake(f"argument RUN: {folder} has no trained classifier for {printable(', '.join(names))}; its config "
+                      f"names {printable(', '.join(own))}")
+    check_vocabulary(tokenizer, split.texts, folder)
+    model.to(pick_device(device, record["precision"]))
+    return names, *predict(model, split, record["precision"])
+
+
+def test_set(folder: str, args: argparse.Namespace):
+    """A run's record; class names, labels, class logits and features of its test set, or of another task's."""
+    record = read_checkpoint(folder)
+    task, data_dir = args.task or record["task"], args.data_dir
+    if data_dir is None and (args.task is None or args.task in TASKS):
+        data_dir = record["data_dir"]
+    data = load_data(task, data_dir, bool(record["shots"] or record["shots_per_class"]))
+    is_its_own = data.test.checksum == record["test_checksum"]
+    if args.task is None and not is_its_own:
+        raise Mistake(f"argument RUN: {folder} was tested on other data than {task} has now; give --task or --data-dir")
+    names, class_logits, features = answer(folder, record, data.label_names, data.test, args.device)
+    accuracy, recorded = np.mean(class_logits.argmax(axis=1) == data.test.labels), record.get("test_accuracy")
+    if is_its_own and isinstance(recorded, float) and abs(accuracy - recorded) > 1e-9:
+        print(f"{folder}: accuracy {accuracy:.4f}, where its record has {recorded:.4f}: another device, precision or "
+              "version of a library, or not the weights of that run", file=sys.stderr)
+    return record | {"task": task}, tuple(map(printable, names)), data.test.labels, class_logits, features
+
+
+def test_sets(args: argparse.Namespace) -> tuple[list[tuple], list[str]]:
+    """Of every folder; and the settings that are not the same in all of them."""
+    tests = [test_set(folder, args) for folder in args.runs]
+    records = [record for record, *_ in tests]
+    name_folders(records)
+    rows = [without_derived(record) for record in records]
+    names = [name for name in (*SETTING, *TUNED, "ce_temperature") if name not in ("task", "shots", "shots_per_class")]
+    return tests, [name for name in names if len({str(row[name]) for row in rows}) > 1]
 
 
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -105,332 +622,112 @@ def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(intra), float(inter)
 
 
+def measure(labels: np.ndarray, predicted: np.ndarray, features: np.ndarray) -> dict[str, float]:
+    from sklearn.metrics import f1_score, matthews_corrcoef, silhouette_score
+
+    within, between = cosines(features, labels)
+    has_two = 1 < len(set(labels)) < len(labels)
+    return {
+        "accuracy": np.mean(labels == predicted),
+        "macro-F1": f1_score(labels, predicted, average="macro"),
+        "MCC": matthews_corrcoef(labels, predicted),
+        "cosine within a class": within,
+        "between classes": between,
+        "silhouette": silhouette_score(features, labels, metric="cosine") if has_two else np.nan,
+    }
+
+
 def score(args: argparse.Namespace) -> None:
-    summary, details, arms = [], [], dict[tuple, list[dict]]()
-    tests = [test_set(folder, args.task, args.data_dir, args.device) for folder in args.runs]
-    differing = differences([record for record, *_ in tests])
+    tests, differing = test_sets(args)
+    rows, arms, confusions = [], dict[tuple, list[dict]](), []
     for record, names, labels, class_logits, features in tests:
-        predicted, classes = class_logits.argmax(axis=1), len(set(labels))
-        silhouette = silhouette_score(features, labels, metric="cosine") if 1 < classes < len(labels) else np.nan
-        metrics = {
-            "test examples": len(labels),
-            "accuracy": accuracy_score(labels, predicted),
-            "macro-F1": f1_score(labels, predicted, average="macro"),
-            "MCC": matthews_corrcoef(labels, predicted),
-            **dict(zip(("cosine within a class", "between classes"), cosines(features, labels), strict=True)),
-            "silhouette": silhouette,
-        }
-        shown = without_derived(record)
-        told = {name: shown[name] for name in differing}
-        summary.append({"run": record["run"], "task": args.task or record["task"], **told, **metrics})
-        arm = (re.sub(r"-seed\d+-\w+$", "", record["run"]), *map(str, told.values()))
-        arms.setdefault(arm, []).append(summary[-1])
-        details.append((names, confusion_matrix(labels, predicted, labels=range(len(names)))))  # (true, predicted)
-    cells = [[f"{value:.4f}" if isinstance(value, float) else value for value in row.values()] for row in summary]
-    print_table(list(summary[0]), cells)
-    if len(arms) < len(summary):
+        predicted, shown = class_logits.argmax(axis=1), without_derived(record)
+        measures, told = measure(labels, predicted, features), [shown[name] for name in differing]
+        shares = [np.bincount(labels).max() / len(labels), *measures.values()]
+        rows.append([record["run"], record["task"], *told, len(labels), *(f"{share:.4f}" for share in shares)])
+        arms.setdefault((re.sub(r"-seed\d+-\w+$", "", record["run"]), *map(str, told)), []).append(measures)
+        counts = np.zeros((len(names), len(names)), dtype=int)  # (true, predicted)
+        np.add.at(counts, (labels, predicted), 1)
+        confusions.append((record["run"], names, counts))
+    print_table(["run", "task", *differing, "test examples", "largest class", *measures], rows)
+    if len(arms) < len(rows):
         print("\nMean ± sample std over the seeds:\n")
-        measures = list(metrics)[1:]
-        cells = [[*arm, len(rows), *(spread([row[name] for row in rows]) for name in measures)]
-                 for arm, rows in arms.items()]
+        cells = [[*arm, len(of_arm), *(spread([row[name] for row in of_arm]) for name in measures)]
+                 for arm, of_arm in arms.items()]
         print_table(["runs", *differing, "n", *measures], cells)
-    for row, (names, counts) in zip(summary, details, strict=True):
-        print(f"\n{row['run']}\n")
+    for run, names, counts in confusions:
+        print(f"\n{run}\n")
         print_table(["true \\ predicted", *names], [[name, *line] for name, line in zip(names, counts, strict=True)])
-
-
-def differences(records: list[dict]) -> list[str]:
-    """The settings that are not the same in all of them, beside those in a run's name."""
-    rows = [without_derived(record) for record in records]
-    names = [name for name in (*SETTING, *TUNED, "ce_temperature") if name not in ("task", "shots", "shots_per_class")]
-    return [name for name in names if len({str(row[name]) for row in rows}) > 1]
-
-
-def without_derived(record: dict) -> dict:
-    """The record, but head_lr and eval_every are None where they follow from lr and steps."""
-    usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
-    return record | {name: None for name, value in usual.items() if record[name] == value}
 
 
 def spread(numbers: list[float]) -> str:
     return f"{np.mean(numbers):.3f} ± {np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else f"{numbers[0]:.3f}"
 
 
-def print_table(header: list[str], rows: list[list]) -> None:
-    for cells in (header, ["---"] * len(header), *rows):
-        print("| " + " | ".join(map(str, cells)) + " |")
-
-
-def shots(record: dict) -> str:
-    return f"{record['shots_per_class']} a class" if record["shots_per_class"] else str(record["shots"] or "all")
+COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"  # Okabe and Ito
 
 
 def tsne(args: argparse.Namespace) -> None:
-    columns = len(args.runs) if len(args.runs) <= 3 else 2  # more than three: in pairs, such as CE beside CE + SCL
-    rows = math.ceil(len(args.runs) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 4.8 * rows), squeeze=False)
-    panels, reach = axes.flat[: len(args.runs)], 0.0
-    for unused in axes.flat[len(args.runs) :]:
-        unused.set_axis_off()
-    tests = [test_set(folder, args.task, args.data_dir, args.device) for folder in args.runs]
-    differing = [name for name in differences([record for record, *_ in tests]) if name not in TUNED]
-    for panel, (record, names, labels, class_logits, features) in zip(panels, tests, strict=True):
-        perplexity = min(30, (len(features) - 1) / 3)
-        projection = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=0)
-        points = projection.fit_transform(features)  # (N, 2)
-        reach = max(reach, 1.05 * np.abs(points).max())
-        for label, name in enumerate(names):
-            panel.scatter(*points[labels == label].T, s=18, alpha=0.7, linewidths=0, label=name,
-                          color=COLOURS[label % len(COLOURS)], marker=MARKERS[label % len(MARKERS)])
-        accuracy = accuracy_score(labels, class_logits.argmax(axis=1))
-        setting = [args.task or record["task"], f"N = {shots(record)}", method_name(record)]
-        setting += [f"{name} {record[name]}" for name in differing if record[name] is not None]
-        panel.set_title(f"{', '.join(setting)}\ntest accuracy {100 * accuracy:.1f} %", fontsize=10)
-    for panel in panels:
+    tests, differing = test_sets(args)
+    points = [project(features, folder) for folder, (*_, features) in zip(args.runs, tests, strict=True)]
+    reach = 1.05 * max(np.abs(of_panel).max() for of_panel in points)
+    titles = panel_titles([record for record, *_ in tests], differing, args.runs)
+    columns = len(tests) if len(tests) <= 3 else 2  # more than three: in pairs, such as CE beside CE + SCL
+    rows = math.ceil(len(tests) / columns)
+    figure, axes = new_figure(4.5 * columns, 4.8 * rows, rows, columns)
+    for panel in axes.flat[len(tests) :]:
+        panel.set_axis_off()
+    for panel, title, of_panel, tested in zip(axes.flat, titles, points, tests, strict=False):
+        _, names, labels, class_logits, _ = tested
+        for number in range(len(names)):
+            marker = MARKERS[(number + number // 6) % 6] if number < 36 else f"${number + 1}$"
+            panel.scatter(*of_panel[labels == number].T, s=18, alpha=0.7, linewidths=0, color=COLOURS[number % 6],
+                          marker=marker)
+        accuracy = np.mean(labels == class_logits.argmax(axis=1))
+        panel.set_title(f"{title}\ntest accuracy {100 * accuracy:.1f} %", fontsize=10)
         panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="t-SNE 1", ylabel="t-SNE 2")
-    panels[0].legend()
+        if panel is axes.flat[0] or names != tests[0][1]:
+            add_legend(panel, names)
     save(figure, args.output)
 
 
-def save(figure, output: str) -> None:
-    figure.tight_layout()
-    try:
-        figure.savefig(output, dpi=150)
-    except (OSError, ValueError) as error:  # no permission; no such format
-        raise Mistake(f"argument -o: {output} cannot be written: {error}") from None
-    print(f"picture in {output}")
+def project(features: np.ndarray, folder: str) -> np.ndarray:
+    """t-SNE by cosines, (N, 2). With rows that are all alike it would crash."""
+    from sklearn.manifold import TSNE
+
+    if len(features) < 4 or not np.ptp(features, axis=0).any():
+        raise Mistake(f"argument RUN: {folder}: t-SNE needs at least four test examples, whose features differ")
+    perplexity = min(30, (len(features) - 1) / 3)
+    with blame("RUN", folder, "features that t-SNE can draw"):
+        projection = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=0)
+        return projection.fit_transform(features.astype(np.float64))
 
 
-# ------------------------------------------------------------ records: grid, table
-
-NOISE = ("noise", "noise_level", "translators")
-SETTING = ("task", "shots", "shots_per_class", "model", "pooling", *NOISE, "batch_size", "sampler", "precision",
-           "dropout", "max_length", "weight_decay", "warmup_ratio")
-TUNED = ("lr", "head_lr", "steps", "eval_every")  # may differ between CE and CE + SCL, never within one of them
-MADE_WITH = ("device", "python", "torch", "transformers", "commit")
-METHOD = ("lam", "tau", "ce_temperature")
-FIELDS = ("run", *SETTING, *TUNED, *METHOD, "seed", "train_checksum", "validation_checksum", "test_checksum",
-          "test_size", "validation_accuracy", "test_accuracy", "seconds", *MADE_WITH)
-Arm = dict[int, dict]  # records of one setting and method, by seed
-
-# Test accuracy of the paper, CE and CE + SCL with the best of 24 (lam, tau): by task, shots and back-translation's
-# temperature from Tables 2 and 3, all of train from Table 5, and its transfer from SST-2 to 20 examples a class.
-PAPER = {
-    ("sst2", "20", None): ("85.9 ± 2.1", "88.1 ± 3.3"), ("sst2", "100", None): ("91.1 ± 1.3", "92.8 ± 1.3"),
-    ("sst2", "1000", None): ("94.0 ± 0.6", "94.1 ± 0.5"), ("sst2", "all", None): ("96.0 ± 0.4", "96.3 ± 0.4"),
-    ("qnli", "20", None): ("65.0 ± 2.0", "75.7 ± 4.8"), ("qnli", "100", None): ("81.9 ± 0.4", "82.5 ± 0.4"),
-    ("qnli", "1000", None): ("89.2 ± 0.6", "89.8 ± 0.4"), ("qnli", "all", None): ("90.4 ± 0.8", "93.9 ± 0.7"),
-    ("mnli", "20", None): ("39.3 ± 2.5", "42.7 ± 4.6"), ("mnli", "100", None): ("59.2 ± 2.1", "61.1 ± 3.0"),
-    ("mnli", "1000", None): ("81.4 ± 0.2", "81.5 ± 0.2"), ("mnli", "all", None): ("88.4 ± 1.0", "88.6 ± 0.7"),
-    ("cola", "all", None): ("86.0 ± 0.5", "86.1 ± 0.8"), ("mrpc", "all", None): ("86.4 ± 2.4", "89.5 ± 0.9"),
-    ("rte", "all", None): ("85.5 ± 1.8", "85.7 ± 0.5"),
-    ("sst2", "100", 0.3): ("92.0 ± 1.3", "92.6 ± 0.9"), ("sst2", "100", 0.5): ("91.4 ± 1.0", "91.5 ± 1.0"),
-    ("sst2", "100", 0.7): ("91.7 ± 1.3", "91.2 ± 0.6"), ("sst2", "100", 0.9): ("90.0 ± 0.5", "91.5 ± 1.0"),
-    ("qnli", "100", 0.3): ("81.1 ± 2.3", "82.7 ± 1.9"), ("qnli", "100", 0.5): ("80.0 ± 2.9", "81.9 ± 2.5"),
-    ("qnli", "100", 0.7): ("78.9 ± 3.7", "81.3 ± 0.6"), ("qnli", "100", 0.9): ("75.9 ± 4.0", "80.1 ± 2.5"),
-    ("mnli", "100", 0.3): ("54.0 ± 1.1", "61.2 ± 2.3"), ("mnli", "100", 0.5): ("55.3 ± 2.4", "62.1 ± 0.9"),
-    ("mnli", "100", 0.7): ("54.6 ± 2.2", "62.3 ± 1.1"), ("mnli", "100", 0.9): ("47.0 ± 1.8", "53.0 ± 2.1"),
-    ("amazon_polarity", "20 a class", None): ("87.4 ± 6.4", "90.3 ± 0.6"),
-    ("yelp_polarity", "20 a class", None): ("90.8 ± 2.2", "91.2 ± 0.4"),
-}  # fmt: skip
-CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # by METHOD
+def panel_titles(records: list[dict], differing: list[str], folders: list[str]) -> list[str]:
+    """What each panel shows and what tells it from the others: settings, else the folder."""
+    titles = []
+    for record in map(without_derived, records):
+        told = [f"{name} {record[name]}" for name in differing if record[name] is not None]
+        setting = [record["task"], f"N = {shots(record)}", method_name(record), f"seed {record['seed']}"]
+        titles.append(", ".join(setting + told))
+    wheres = [f", {'/'.join(Path(folder).parts[-2:])}" for folder in folders]
+    told = [title + where * (titles.count(title) > 1) for title, where in zip(titles, wheres, strict=True)]
+    return [textwrap.fill(title, 50) for title in told]
 
 
-def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
-    """setting -> METHOD -> seed -> record; refuses what must not be averaged."""
-    settings: dict[tuple, dict[tuple, Arm]] = {}
-    for file in files:
-        if not Path(file).is_file():
-            raise Mistake(f"argument RESULTS.jsonl: no file {file}; finetune.py writes OUT/results.jsonl")
-        for record in read_records(Path(file)):
-            if lacking := [name for name in FIELDS if name not in record]:
-                raise Mistake(f"argument RESULTS.jsonl: {file} holds a line without {lacking[0]}: no record of a run")
-            # CE and CE + SCL each go on from a checkpoint of their own.
-            record["model"] = re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?-seed\d+-\w+$", "", record["model"])
-            arms = settings.setdefault(tuple(str(record[name] or "") for name in SETTING), {})
-            arm = arms.setdefault(tuple(record[name] for name in METHOD), {})
-            where = f"{record['task']}, N = {shots(record)}, {method_name(record)}"
-            if arm.get(record["seed"], {}).get("run") == record["run"]:
-                continue  # one run in two files
-            of_setting = next((other for filled in arms.values() for other in filled.values()), record)
-            of_arm = next(iter(arm.values()), record)
-            for name, other in [(name, of_arm) for name in TUNED] + [("test_checksum", of_setting)]:
-                if record[name] != other[name]:
-                    raise Mistake(f"argument RESULTS.jsonl: {where} mixes {name} {other[name]} and {record[name]}: "
-                                  "keep them apart by --out")
-            if record["seed"] in arm:
-                raise Mistake(f"argument RESULTS.jsonl: seed {record['seed']} is there twice for {where}; keep one")
-            arm[record["seed"]] = record
-    if not settings:
-        raise Mistake(f"argument RESULTS.jsonl: no record in {', '.join(files)}")
-    return settings
-
-
-def values(arm: Arm, name: str) -> np.ndarray:
-    return np.array([record[name] for record in arm.values()])
-
-
-def grid(args: argparse.Namespace) -> None:
-    settings = read_arms(args.files)
-    if len(settings) > 1:
-        (one, _), (other, _), *_ = settings.items()
-        name, *pair = next(row for row in zip(SETTING, one, other, strict=True) if row[1] != row[2])
-        mixed = " and ".join(value or "none" for value in pair)
-        raise Mistake(f"argument RESULTS.jsonl: a grid is of one setting, these mix {name} {mixed}")
-    (arms,) = settings.values()
-    baseline = arms.get(CE, {})
-    arms = {(lam, tau): arm for (lam, tau, _), arm in arms.items() if lam}
-    if not arms:
-        raise Mistake("argument RESULTS.jsonl: no run with --lam above 0 to draw")
-    baseline = {seed: record for seed, record in baseline.items() if any(seed in arm for arm in arms.values())}
-    lams, taus = (sorted({key[i] for key in arms}) for i in (0, 1))
-    means = np.array([[100 * values(arms[lam, tau], "validation_accuracy").mean() if (lam, tau) in arms else np.nan
-                       for tau in taus] for lam in lams])  # (lam, tau)
-    figure, panel = plt.subplots(figsize=(1.6 + 0.9 * len(taus), 1.8 + 0.55 * len(lams)))
-    image = panel.imshow(means, cmap="cividis", aspect="auto", origin="lower")
-    for (row, column), mean in np.ndenumerate(means):
-        bright = mean > (np.nanmin(means) + np.nanmax(means)) / 2
-        panel.text(column, row, f"{mean:.1f}" if mean == mean else "-", ha="center", va="center",
-                   color="black" if bright else "white" if mean == mean else "black")
-    panel.set(xticks=range(len(taus)), xticklabels=taus, yticks=range(len(lams)), yticklabels=lams,
-              xlabel="temperature tau", ylabel="SCL weight lam")
-    record = next(iter(next(iter(arms.values())).values()))
-    counts = sorted({len(arm) for arm in arms.values()})
-    ce = f"; CE {100 * values(baseline, 'validation_accuracy').mean():.1f}" if baseline else ""
-    panel.set_title(f"{record['task']}, N = {shots(record)}: validation accuracy (%)\n"
-                    f"mean of {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds{ce}", fontsize=10)
-    figure.colorbar(image)
-    save(figure, args.output)
-
-
-def percent(mean: float, std: float | None = None) -> str:
-    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"
-
-
-def top_three(arm: Arm) -> tuple[float, float]:
-    """The paper's protocol: mean and std of the test accuracy of the best three by validation.
-
-    Runs that tie at the cut are averaged over: the mean over every choice of three.
-    """
-    validation, test = values(arm, "validation_accuracy"), values(arm, "test_accuracy")
-    cut = np.sort(validation)[-3]
-    above, tied = test[validation > cut], test[validation == cut]
-    choices = np.array([[*above, *rest] for rest in itertools.combinations(tied, 3 - len(above))])  # (choices, 3)
-    return choices.mean(), choices.std(axis=1, ddof=1).mean()
-
-
-def paired_differences(arm: Arm, other: Arm, *splits: str) -> np.ndarray:
-    """arm minus other in test accuracy, of every seed that both have; these splits must be the same."""
-    seeds = [seed for seed in arm if seed in other]
-    for seed, split in itertools.product(seeds, splits):
-        if other[seed][f"{split}_checksum"] != arm[seed][f"{split}_checksum"]:
-            both = f"{method_name(other[seed])} and {method_name(arm[seed])}"
-            raise Mistake(f"argument RESULTS.jsonl: {both} saw different {split} sets at seed {seed}")
-    return np.array([arm[seed]["test_accuracy"] - other[seed]["test_accuracy"] for seed in seeds])
-
-
-def interval(differences: np.ndarray) -> str:
-    """The mean with its 95 % interval by Student's t."""
-    n, mean = len(differences), differences.mean()
-    half = scipy.stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / n**0.5
-    return f"{100 * mean:+.1f} [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]"
-
-
-def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided permutation test of mean 0 by flipping signs, exact up to 13 pairs; zero differences are kept."""
-    options = {"permutation_type": "samples", "n_resamples": 9999, "rng": 0}
-    return scipy.stats.permutation_test((differences,), np.mean, **options).pvalue
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's (1979) correction for as many tests as there are."""
-    order = np.argsort(p_values)
-    steps = np.minimum(1, np.sort(p_values) * np.arange(len(order), 0, -1))
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.maximum.accumulate(steps)
-    return adjusted.tolist()
-
-
-def table_row(arm: Arm, ce: Arm | None, clean: Arm | None) -> dict:
-    """One line of the table: a setting and a method; against CE, and against the same arm without noise, if any."""
-    record, test, n = next(iter(arm.values())), values(arm, "test_accuracy"), len(arm)
-    shown = without_derived(record)
-    row = {name: shown[name] for name in (*SETTING, *TUNED)} | {
-        "shots": shots(record),
-        "translators": record["translators"] and " ".join(record["translators"]),
-        "method": method_name(record),
-        "top 3 by validation": percent(*top_three(arm)) if n >= 10 else "",
-        "all seeds": percent(test.mean(), test.std(ddof=1) if n > 1 else None),
-        "n": n,
-        "test s.e.": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
-        "seeds": ", ".join(f"{seed}: {percent(arm[seed]['test_accuracy'])}" for seed in sorted(arm)),
-    }
-    of_paper = PAPER.get((record["task"], row["shots"], record["noise_level"]))
-    transfers = "a class" in row["shots"]  # the paper's, from SST-2
-    if (of_paper and record["noise"] in (None, "backtranslation") and record["batch_size"] == 16
-            and (not transfers or Path(record["model"]).name.startswith("sst2-"))):
-        row["paper"] = dict(zip((CE, CE_SCL), of_paper, strict=True)).get(tuple(record[name] for name in METHOD))
-    if clean and len(lost := paired_differences(arm, clean, "validation", "test")) > 1:
-        row["minus clean [95 %]"] = interval(lost)
-    if ce is None or ce is arm:
-        return row
-    differences = paired_differences(arm, ce, "train", "validation", "test")
-    pairs = len(differences)
-    if pairs > 1:
-        row["minus CE [95 %]"] = interval(differences)
-    if pairs >= 6:
-        row["p"] = sign_flip_p(np.rint(differences * record["test_size"]))  # whole examples: sums that tie, tie exactly
-    row["note"] = f"{pairs} pairs" if pairs < max(n, len(ce)) else ""
-    return row
-
-
-def provenance(settings: dict[tuple, dict[tuple, Arm]]) -> str:
-    """How long the runs took, where, and with what."""
-    records = [record for arms in settings.values() for arm in arms.values() for record in arm.values()]
-    seconds = [record["seconds"] for record in records]
-    made_with = [f"{name} {', '.join(sorted({str(record[name]) for record in records}))}" for name in MADE_WITH]
-    each = f"{min(seconds):.0f} to {max(seconds):.0f} s"
-    return f"{len(records)} runs of {each}, {sum(seconds) / 3600:.1f} h in all; {'; '.join(made_with)}."
-
-
-def table(args: argparse.Namespace) -> None:
-    rows, settings = [], read_arms(args.files)
-    for setting, arms in settings.items():
-        without_noise = tuple("" if name in NOISE else value for name, value in zip(SETTING, setting, strict=True))
-        clean = settings[without_noise] if without_noise in settings and without_noise != setting else {}
-        for key in sorted(arms, key=lambda key: tuple(value or 0 for value in key)):
-            rows.append(table_row(arms[key], arms.get(CE), clean.get(key)))
-    tested = [row for row in rows if "p" in row]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p"] = f"{p:.3f}"
-
-    setting = (*SETTING[2:], *TUNED)  # after task and shots; said once where the whole table shares it
-    shared = {name: rows[0][name] for name in setting if len({row[name] for row in rows}) == 1}
-    varying = [name for name in setting if name not in shared and name != "shots_per_class"]
-    columns = ["task", "shots", *varying, "method", "paper", "top 3 by validation", "all seeds", "n", "minus CE [95 %]",
-               "p", "minus clean [95 %]", "test s.e.", "note"]
-    columns = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
-    print(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None) + "\n")
-    print_table(columns, [["" if row.get(name) is None else row[name] for name in columns] for row in rows])
-    print("\nTest accuracy in %: mean ± sample std (ddof = 1) over n seeds. test s.e.: binomial standard error that "
-          "the size of the test set alone leaves.")
-    if any(name.startswith("minus") for name in columns):
-        print("minus: mean paired difference per seed, with Student's t interval"
-              + ("; p: sign-flip permutation test, Holm-corrected over the table." if tested else "."))
-    if "paper" in columns:
-        print("paper: RoBERTa-Large, few-shot top 3 of 10 seeds; its CE + SCL is the best of 24 (lam, tau).")
-    print(f"\n{provenance(settings)}\n\nEvery seed:\n")
-    for row in rows:
-        cells = [row[name] for name in columns[: columns.index("method") + 1]]
-        print(f"- {', '.join(str(cell) for cell in cells if cell is not None)}: {row['seeds']}")
+def add_legend(panel, names: tuple[str, ...]) -> None:
+    """Below the panel, if it is long. The names come last: matplotlib hides those that begin with an underscore."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3, "fontsize": 8} if len(names) > 6 else {}
+    legend = panel.legend(panel.collections, range(len(names)), **place)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    commands = {"table": table, "effects": effects, "grid": grid, "score": score, "tsne": tsne}
     try:
-        {"score": score, "tsne": tsne, "grid": grid, "table": table}[args.command](args)
+        commands[args.command](args)
     except (Mistake, OSError) as error:
         print(f"eval.py: error: {error}", file=sys.stderr)
         return 2
