@@ -387,7 +387,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
     """A figure, in inches and no larger than memory takes, and its panels (rows, columns)."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(min(width, 30), min(height, 60)), layout="constrained")
+    figure = Figure(figsize=(min(width, 20), min(height, 40)), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -692,15 +692,14 @@ def tsne(args: argparse.Namespace) -> None:
 
 
 def project(features: np.ndarray, folder: str) -> np.ndarray:
-    """t-SNE by cosines, (N, 2). With rows that are all alike it would crash."""
+    """t-SNE by cosines: (N, 2). Of directions that are all the same it would crash."""
     from sklearn.manifold import TSNE
 
-    if len(features) < 4 or not np.ptp(features, axis=0).any():
-        raise Mistake(f"argument RUN: {folder}: t-SNE needs at least four test examples, whose features differ")
-    perplexity = min(30, (len(features) - 1) / 3)
+    z = features / np.maximum(np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True), 1e-300)
+    if len(z) < 4 or np.ptp(z, axis=0).max() < 1e-6:
+        raise Mistake(f"argument RUN: {folder}: t-SNE needs at least four test examples, and features that differ")
     with blame("RUN", folder, "features that t-SNE can draw"):
-        projection = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=0)
-        return projection.fit_transform(features.astype(np.float64))
+        return TSNE(metric="cosine", init="pca", perplexity=min(30, (len(z) - 1) / 3), random_state=0).fit_transform(z)
 
 
 def panel_titles(records: list[dict], differing: list[str], folders: list[str]) -> list[str]:
