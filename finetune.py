@@ -28,25 +28,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import (
-    TASKS,
-    Data,
-    Mistake,
-    Split,
-    add_noise,
-    back_translate,
-    blame,
-    connect_hub,
-    demo_data,
-    find_files,
-    is_out_of_memory,
-    load_data,
-    method_name,
-    printable,
-    read_records,
-    reason,
-    sample,
-)
+import data
+from data import TASKS, Mistake, Split, blame, printable, reason
 
 DEFAULT_MODEL = "FacebookAI/roberta-large"
 TRANSLATORS = ["Helsinki-NLP/opus-mt-en-de", "Helsinki-NLP/opus-mt-de-en"]
@@ -156,7 +139,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.model = args.model or ("demo" if args.task == "demo" else DEFAULT_MODEL)
     try:
         check_flags(args)
-        find_files(args.task, args.data_dir)
+        data.find_files(args.task, args.data_dir)
         check_model_folder(args.model, args.pooling == "cls" and not args.ce_temperature)
         check_out(Path(args.out))
         args.task, args.model = one_spelling(args.task), one_spelling(args.model)
@@ -300,7 +283,7 @@ def fetch_model(model: str) -> str:
     """The local folder of a model. From the hub only safetensors come: nothing is ever unpickled."""
     if model == "demo" or os.path.isdir(model):
         return model
-    connect_hub()
+    data.connect_hub()
     files = ["*.json", "*.txt", "*.model", "model*.safetensors"]
     with blame("--model", model, "a hub id or a folder"):
         return huggingface_hub.snapshot_download(model, allow_patterns=files)
@@ -319,7 +302,7 @@ def load_config(source: str, **settings):
 def load_tokenizer(source: str, pooling: str):
     """Its length is the smaller of what tokenizer and model say."""
     if source == "demo":  # RoBERTa's own kind, trained on the made-up sentences
-        sentences = (text for (text,) in demo_data().train.texts)
+        sentences = (text for (text,) in data.demo_data().train.texts)
         return transformers.RobertaTokenizer(model_max_length=64).train_new_from_iterator(
             sentences, vocab_size=400, show_progress=False)
     config = load_config(source)
@@ -461,6 +444,7 @@ def check_model(model: Model, source: str) -> None:
 RANK, WORLD_SIZE = 0, 1  # of one process; torchrun starts several
 if dist.is_torchelastic_launched():
     RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+HIDDEN = True if RANK else None  # a progress bar; None: where there is no terminal
 TERMINATED: list[int] = []  # not empty: SIGTERM came, and the step is finished first
 
 
@@ -500,7 +484,7 @@ def predict(model: Model, split: Split, precision: str = "fp32") -> tuple[np.nda
     order = np.argsort([sum(map(len, row)) for row in split.texts], kind="stable")
     outputs = torch.zeros(len(split), classes + width, device=device)
     starts = range(RANK * EVAL_BATCH, len(order), WORLD_SIZE * EVAL_BATCH)
-    for start in tqdm(starts, "evaluating", disable=True if RANK else None, leave=False, delay=5):
+    for start in tqdm(starts, "evaluating", disable=HIDDEN, leave=False, delay=5):
         rows = order[start : start + EVAL_BATCH]
         tokens = model.tokens([split.texts[row] for row in rows])
         with autocast(device, precision):
@@ -509,17 +493,6 @@ def predict(model: Model, split: Split, precision: str = "fp32") -> tuple[np.nda
         dist.all_reduce(outputs)  # zeros but on one rank: exact
     results = outputs.cpu().numpy()
     return results[:, :classes], results[:, classes:]
-
-
-def objective(class_logits: Tensor, features: Tensor, labels: Tensor, lam: float, tau: float) -> tuple[Tensor, Tensor]:
-    """Eq. 1 on the batch of all ranks; and, to be logged, (5,): itself, CE, SCL, lowest and collapsed SCL."""
-    class_logits, features, labels = gather_batch(class_logits.float(), features.float(), labels)
-    ce = F.cross_entropy(class_logits, labels)  # Eq. 2
-    if lam == 0:
-        return ce, torch.stack([ce, ce, *ce.new_zeros(3)]).detach()
-    scl = scl_loss(features, labels, tau)  # Eq. 3
-    loss = (1 - lam) * ce + lam * scl  # Eq. 1
-    return loss, torch.stack([loss, ce, scl, *scl_bounds(labels, tau)]).detach()
 
 
 class Training:
@@ -553,19 +526,31 @@ class Training:
         with autocast(self.device, self.config["precision"]):
             return self.network(**tokens)
 
-    def cached_backward(self, pieces: list[list], labels: Tensor) -> Tensor:
+    def objective(self, class_logits: Tensor, features: Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Eq. 1 on the batch of all ranks; and, to be logged, (5,): itself, CE, SCL, lowest and collapsed SCL."""
+        own = class_logits.float(), features.float(), torch.from_numpy(labels).to(self.device)
+        class_logits, features, classes = gather_batch(*own)
+        ce = F.cross_entropy(class_logits, classes)  # Eq. 2
+        if self.lam == 0:
+            return ce, torch.stack([ce, ce, *ce.new_zeros(3)]).detach()
+        scl = scl_loss(features, classes, self.tau)  # Eq. 3
+        loss = (1 - self.lam) * ce + self.lam * scl  # Eq. 1
+        return loss, torch.stack([loss, ce, scl, *scl_bounds(classes, self.tau)]).detach()
+
+    def cached_backward(self, batch: Split, size: int) -> Tensor:
         """The gradient of Eq. 1 for a batch larger than memory, which comes in pieces (--micro-batch-size).
 
         Accumulating the gradients of the pieces would contrast each only within itself. So a first pass computes what
         all pieces give, without a graph; the loss of the whole batch yields the gradient of class logits and features;
         a second pass, under the same dropout, takes it on (gradient caching, Gao et al., 2021, arXiv 2101.06983).
         """
+        pieces = [batch.texts[start : start + size] for start in range(0, len(batch), size)]
         with torch.no_grad():
             outputs = [self.forward(texts, number) for number, texts in enumerate(pieces)]
-        whole = [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]  # (B, C), (B, D)
-        loss, logged = objective(*whole, labels, self.lam, self.tau)
-        gradients = torch.autograd.grad(self.scaler.scale(loss), whole, materialize_grads=True)
-        of_pieces = zip(*(gradient.split([len(texts) for texts in pieces]) for gradient in gradients), strict=True)
+        whole_batch = [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]  # (B, C), (B, D)
+        loss, logged = self.objective(*whole_batch, batch.labels)
+        gradients = torch.autograd.grad(self.scaler.scale(loss), whole_batch, materialize_grads=True)
+        of_pieces = zip(*(gradient.split(size) for gradient in gradients), strict=True)
         for number, (texts, cached) in enumerate(zip(pieces, of_pieces, strict=True)):
             # DistributedDataParallel averages over the ranks once, with the last piece.
             early = WORLD_SIZE > 1 and number + 1 < len(pieces)
@@ -604,6 +589,12 @@ class Training:
             result |= {"best_step": self.step, "validation_accuracy": accuracy}
             self.best_weights = {name: weight.cpu().clone() for name, weight in self.model.state_dict().items()}
         return f"{text}  validation {accuracy:.3f}"
+
+    def finish(self) -> None:
+        if not any(moments["step"] > 0 for moments in self.optimizer.state.values()):
+            raise Diverged("no step changed a weight, since every gradient overflowed")  # fp16
+        if self.best_weights:
+            self.model.load_state_dict(self.best_weights)
 
     def save(self, file: Path) -> None:
         """In one file, whole or not at all."""
@@ -645,24 +636,21 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
     With lam = 1 nothing trains the classifier, so validation cannot choose, and the last step stays. Then a second
     training follows, with `classifier_only`: cross-entropy on frozen features, without dropout.
     """
-    config, steps, first = training.config, training.config["steps"], training.step + 1
+    config, steps, done = training.config, training.config["steps"], training.step
     order = batches(train.labels, config["batch_size"], config["sampler"], np.random.default_rng(config["seed"]))
-    order = itertools.islice(order, training.step, None)
-    hidden = True if RANK else None  # None: where there is no terminal
-    bar = tqdm(range(first, steps + 1), config["run"], steps, initial=training.step, disable=hidden, leave=False)
+    order = itertools.islice(order, done, None)
+    bar = tqdm(range(done + 1, steps + 1), config["run"], steps, initial=done, disable=HIDDEN, leave=False)
     for step in bar:
         training.step = step
         training.model.train(not training.classifier_only)
         batch = train.take(np.split(next(order), WORLD_SIZE)[RANK])  # this process's share
-        labels = torch.from_numpy(batch.labels).to(training.device)  # (B,)
         size = config["micro_batch_size"] or len(batch)
-        if size >= len(batch):
-            class_logits, features = training.forward(batch.texts)  # (B, C), (B, D)
-            loss, logged = objective(class_logits, features, labels, training.lam, training.tau)
-            training.scaler.scale(loss).backward()
+        if size < len(batch):
+            logged = training.cached_backward(batch, size)
         else:
-            pieces = [batch.texts[start : start + size] for start in range(0, len(batch), size)]
-            logged = training.cached_backward(pieces, labels)
+            class_logits, features = training.forward(batch.texts)  # (B, C), (B, D)
+            loss, logged = training.objective(class_logits, features, batch.labels)
+            training.scaler.scale(loss).backward()
         training.scaler.step(training.optimizer)
         training.scaler.update()
         training.schedule.step()
@@ -680,17 +668,10 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
         if state and (save or terminated) and not RANK:
             training.save(state)
         if terminated:
-            stop(state, step, training.device)
-    if not any(moments["step"] > 0 for moments in training.optimizer.state.values()):
-        raise Diverged("no step changed a weight, since every gradient overflowed")  # fp16
-    if training.best_weights:
-        training.model.load_state_dict(training.best_weights)
-
-
-def stop(state: Path | None, step: int, device: torch.device) -> None:
-    anywhere(True, device)  # waits until the state is written: torchrun ends all soon after the first
-    print(f"terminated after step {step}, which {state} has; the same command goes on", file=sys.stderr)
-    sys.exit(128 + signal.SIGTERM)
+            anywhere(True, training.device)  # waits until it is written: torchrun ends all soon after the first
+            bar.write(f"terminated after step {step}, which {state} has; the same command goes on", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
+    training.finish()
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:
@@ -792,7 +773,7 @@ def save_checkpoint(folder: Path, model: Model, record: dict) -> None:
     """A folder that transformers loads, its record and a model card beside the weights."""
     accuracy = {split: "none" if (value := record.get(f"{split}_accuracy")) is None else f"{value:.3f}"
                 for split in ("validation", "test")}
-    facts = record | accuracy | {"method": method_name(record), "loading": LOADING[model.head is None]}
+    facts = record | accuracy | {"method": data.method_name(record), "loading": LOADING[model.head is None]}
     with whole(folder) as part:
         part.mkdir()
         model.backbone.save_pretrained(part)
@@ -833,7 +814,7 @@ def append_record(file: Path, record: dict) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b") as results:
         fcntl.flock(results, fcntl.LOCK_EX)
-        if record["run"] in {other["run"] for other in read_records(file)}:
+        if record["run"] in {other["run"] for other in data.read_records(file)}:
             return
         torn = file.stat().st_size and not file.read_bytes().endswith(b"\n")
         results.write(b"\n" * bool(torn) + json.dumps(record).encode() + b"\n")
@@ -858,13 +839,13 @@ def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int
     return {"run": f"{task}-n{len(splits[0])}-{method}-seed{seed}-{digest}"} | config | {"data_dir": args.data_dir}
 
 
-def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.device) -> tuple[Split, ...]:
+def draw_splits(args: argparse.Namespace, rows: data.Data, seed: int, device: torch.device) -> tuple[Split, ...]:
     """Train, validation and test of a seed, with what noise there is."""
-    train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
+    train, validation, test = data.sample(rows, args.shots, args.shots_per_class, seed)
     if args.noise == "backtranslation":
-        train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
+        train = data.back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
     elif args.noise:
-        train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
+        train = data.add_noise(train, args.noise, args.noise_level, len(rows.label_names), seed)
     size = min(args.batch_size, len(train))
     if size % WORLD_SIZE:
         all_there_are = f", all there are of {args.batch_size}" if size < args.batch_size else ""
@@ -876,7 +857,7 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 def sweep(args: argparse.Namespace) -> None:
     """Loads the data once, then runs what has no record yet: lam x tau for one seed after another."""
     device = pick_device(args.device, args.precision)
-    data = load_data(args.task, args.data_dir, few_shot=bool(args.shots or args.shots_per_class))
+    rows = data.load_data(args.task, args.data_dir, few_shot=bool(args.shots or args.shots_per_class))
     source = fetch_model(args.model)
     tokenizer = load_tokenizer(source, args.pooling)
     args.max_length = min(args.max_length, tokenizer.model_max_length)
@@ -885,7 +866,7 @@ def sweep(args: argparse.Namespace) -> None:
     keep = args.save or len(settings) * len(seeds) == 1
     results, failures = Path(args.out, "results.jsonl"), []
     for seed in seeds:
-        splits = draw_splits(args, data, seed, device)
+        splits = draw_splits(args, rows, seed, device)
         check_vocabulary(tokenizer, splits[0].texts, source)
         for lam, tau in settings:
             config = configure(args, lam, tau, seed, splits)
@@ -893,9 +874,9 @@ def sweep(args: argparse.Namespace) -> None:
             if is_done(config["run"], results, folder, state, device):
                 continue
             torch.manual_seed(seed)
-            model = load_model(source, args.pooling, data.label_names, tokenizer, args.dropout, args.ce_temperature,
+            model = load_model(source, args.pooling, rows.label_names, tokenizer, args.dropout, args.ce_temperature,
                                args.max_length).to(device)
-            describe(config, model, splits, data.label_names)
+            describe(config, model, splits, rows.label_names)
             try:
                 record = run(config, model, splits, folder if keep else None, state, args.save_every)
             except Diverged as diverged:
@@ -914,7 +895,7 @@ def sweep(args: argparse.Namespace) -> None:
 
 def is_done(run: str, results: Path, folder: Path, state: Path, device: torch.device) -> bool:
     """Whether it has a record, which is then told; asked before each run, since other processes may share OUT."""
-    records = [record for record in read_records(results) if record["run"] == run]
+    records = [record for record in data.read_records(results) if record["run"] == run]
     if not anywhere(bool(records), device):
         return False
     kept = f"in {folder}" if folder.exists() else "not kept"
@@ -984,7 +965,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         message = f"{error}; {args.out} has what was finished, the same command goes on"
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not data.is_out_of_memory(error):
             raise
         message = "out of memory; a smaller --micro-batch-size gives the same gradient"
     except KeyboardInterrupt:

@@ -326,9 +326,9 @@ def test_noise_reaches_the_training_sample_alone(tmp_path, noise):
 @pytest.mark.parametrize("sampler, expected", [("shuffled", {0, 1, 2}), ("balanced", {2})])
 def test_sampler_reaches_the_batches(monkeypatch, sampler, expected):
     """How many of a class that is 3 of 20 are in batches of 4."""
-    counts, objective = [], finetune.objective
-    monkeypatch.setattr(finetune, "objective",
-                        lambda x, z, labels, *rest: counts.append(int(labels.sum())) or objective(x, z, labels, *rest))
+    counts, objective = [], finetune.Training.objective
+    monkeypatch.setattr(finetune.Training, "objective", lambda self, x, z, labels: (
+        counts.append(int(labels.sum())) or objective(self, x, z, labels)))
     model, train, *rest = parts(steps=30, eval_every=30, batch_size=4, sampler=sampler)
     train.labels[:] = np.arange(20) < 3
     fit(model, train, *rest)

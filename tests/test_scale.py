@@ -46,7 +46,7 @@ def test_cached_gradients_are_those_of_all_pieces_at_once(pooling, size):
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     model.zero_grad(set_to_none=True)
-    loss, *_ = training.cached_backward(pieces, labels)
+    loss, *_ = training.cached_backward(batch, size)
     torch.testing.assert_close(loss, expected)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
