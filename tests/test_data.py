@@ -1,5 +1,7 @@
 """From files to splits: reading, sampling, noise."""
 
+import json
+
 import datasets
 import numpy as np
 import pyarrow
@@ -130,6 +132,189 @@ def test_own_validation_file_is_kept(own):
     loaded = load_data(str(own(train=first, validation=second, test=third)), None, few_shot=True)
     train, validation, test = sample(loaded, 4, None, 0)
     assert (len(train), texts(validation), texts(test)) == (4, {t for t, _ in second}, {t for t, _ in third})
+
+
+# ------------------------------------------------------------ what is no text, no label, or would stay unread
+
+
+def reads(folder):
+    """The one line that load_data raises, the folder's path taken out."""
+    with pytest.raises(data.Mistake) as raised:
+        load_data(str(folder), None, few_shot=True)
+    message = str(raised.value).replace(f"{folder}/", "")
+    assert message.startswith("argument --task: ") and "\n" not in message and len(message) < 300
+    return message.removeprefix("argument --task: ")
+
+
+GOOD = ["the cat ran\tneg", "the dog sat\tpos", "so it is\tneg", "no it is not\tpos"]
+
+
+def folder_of(tmp_path, name, content):
+    """A folder whose train file is `content`, its test file a good one."""
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    write_lines(tmp_path / "test.tsv", ["text\tlabel", "what else\tneg"])
+    return tmp_path
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"text": NaN, "label": "neg"}', "text is nan (float); expected text"),
+    ('{"text": 5, "label": "neg"}', "text is 5 (int); expected text"),
+    ('{"text": ["a", "b"], "label": "neg"}', "text is ['a', 'b'] (list); expected text"),
+    ('{"text": {"a": 1}, "label": "neg"}', "text is {'a': 1} (dict); expected text"),
+    ('{"text": true, "label": "neg"}', "text is True (bool); expected text"),
+    ('{"text": " ", "label": "neg"}', "no text"),
+    ('{"text": "so", "label": NaN}', "label is nan (float); expected a word or a whole number"),
+    ('{"text": "so", "label": 0.5}', "label is 0.5 (float); expected a word or a whole number"),
+    ('{"text": "so", "label": Infinity}', "label is inf (float); expected a word or a whole number"),
+    ('{"text": "so", "label": ["neg"]}', "label is ['neg'] (list); expected a word or a whole number"),
+    ('{"text": "so", "label": null}', "no label"),
+    ('{"text": "so"}', " has no column label; it has text"),
+    ('{"text": "so", "text": "no", "label": "neg"}', "(a key twice); expected one JSON object a line"),
+    ('["so", "neg"]', "(no object); expected one JSON object a line"),
+    ("[" * 100_000, "expected one JSON object a line"),
+    ('{"text": "so\x1b[31m", "label": "neg"}', "so\\x1b[31m"),  # a terminal would obey it
+])  # fmt: skip
+def test_a_value_is_text_or_it_is_refused_with_its_line(tmp_path, line, message):
+    rows = [json.dumps(dict(zip(("text", "label"), row.split("\t"), strict=True))) for row in GOOD]
+    error = reads(folder_of(tmp_path, "train.jsonl", "\n".join([*rows * 600, line, *rows])))
+    assert error.startswith("train.jsonl, line 2401") and message in error
+
+
+@pytest.mark.parametrize("content", [
+    '[\n  {"text": "so", "label": "neg"},\n  {"text": "no", "label": "pos"}\n]',  # one array, as pandas writes it
+    '{\n  "text": ["so"],\n  "label": ["neg"]\n}', '[{"text": "so", "label": "neg"}]',
+])  # fmt: skip
+def test_json_of_another_shape_is_said(tmp_path, content):
+    assert "train.jsonl, line 1: " in (error := reads(folder_of(tmp_path, "train.jsonl", content)))
+    assert "expected one JSON object a line" in error
+
+
+def test_columns_as_lists_are_said(tmp_path):
+    content = json.dumps({"text": ["so"] * 9000, "label": ["neg"] * 9000})
+    assert "line 1: text is ['so', 'so'," in reads(folder_of(tmp_path, "train.jsonl", content))
+
+
+@pytest.mark.parametrize("content, message", [
+    ("text,label,text\nso,neg,no\n", "train.csv has the column text twice; keep one"),
+    ("text,label\nso,neg\nno,pos\ntext,label\nit,neg\n", "train.csv, line 4 is the header again"),
+    ("text;label\nso;neg\nno;pos\n", "has no column text; it has text;label; csv is separated by commas, tsv by tabs"),
+    ('text,label\n"so\nit is",neg\n"no,pos\n', "train.csv, line 4: unexpected end"),
+    (b"text,label\nso,neg\n\xff\xfeno,pos\n", "train.csv, line 3: byte 0xff is not UTF-8; save the file as UTF-8"),
+    ("text,label\nso,1\nno,1.0\nit,0\n", "train.csv has the labels 1 and 1.0, one number; write it one way"),
+    ("text,label\nso,1\nno,01\n", "train.csv has the labels 01 and 1, one number; write it one way"),
+    ("text,label\nso,neg\nno,pos\nit," + "x" * 999 + "\ntest,", "train.csv, line 5: no label"),
+])  # fmt: skip
+def test_tables_that_would_be_misread_are_said(tmp_path, content, message):
+    assert message in reads(folder_of(tmp_path, "train.csv", content))
+
+
+def test_a_line_end_within_quotes_counts_as_a_line(tmp_path):
+    folder = folder_of(tmp_path, "train.csv", 'text,label\n"so\nit\u0085is",neg\nno,pos\n')
+    assert load_data(str(folder), None, few_shot=True).train.texts == [("so\nit\u0085is",), ("no",)]
+
+
+def test_whole_numbers_and_truth_values_are_labels(own):
+    for labels, names in (((1.0, 0, 1, 0.0), ("0", "1")), ((True, False, True, False), ("False", "True"))):
+        rows = list(zip(sentences(4), labels, strict=True))
+        test = [("what else", labels[0])]
+        assert load_data(str(own("jsonl", train=rows, test=test)), None, few_shot=True).label_names == names
+
+
+def parquet(folder, **splits):
+    for split, table in splits.items():
+        datasets.Dataset.from_dict(*table).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def test_class_names_in_parquet_are_read_whatever_their_order(tmp_path):
+    texts = list(sentences(6))
+    first, second = (datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+                     for names in (["neg", "pos"], ["pos", "neg"]))
+    parquet(tmp_path, train=({"text": texts[:4], "label": [0, 1, 0, 1]}, first),
+            test=({"text": texts[4:], "label": [0, 1]}, second))
+    loaded = load_data(str(tmp_path), None, few_shot=True)
+    assert loaded.label_names == ("neg", "pos") and loaded.train.labels.tolist() == [0, 1, 0, 1]
+    assert loaded.test.labels.tolist() == [1, 0]
+    parquet(tmp_path, train=({"text": texts[:4], "label": [0, 1, -1, 1]}, first))  # the hub's "no label"
+    assert "train.parquet, line 3: no label" in reads(tmp_path)
+
+
+@pytest.mark.parametrize("texts, message", [
+    ([b"so", b"no"], "line 1: text is b'so' (bytes); expected text"), ([["so"], ["no"]], "(list)"),
+    ([1.5, 2.5], "text is 1.5 (float)"), ([None, "so"], "line 1: no text"),
+])  # fmt: skip
+def test_parquet_of_other_types_is_refused(tmp_path, texts, message):
+    table = pyarrow.table({"text": texts, "label": ["neg", "pos"]})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    write_lines(tmp_path / "test.tsv", ["text\tlabel", "what else\tneg"])
+    assert message in reads(tmp_path)
+
+
+def test_a_date_beyond_pythons_is_said_and_one_in_another_column_does_not_matter(tmp_path):
+    write_lines(tmp_path / "test.tsv", ["text\tlabel", "what else\tneg"])
+    dates = pyarrow.array([10**16, 0], pyarrow.timestamp("ms"))
+    table = pyarrow.table({"text": ["so", "no"], "label": ["neg", "pos"], "date": dates})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    assert len(load_data(str(tmp_path), None, few_shot=True).train) == 2
+    pyarrow.parquet.write_table(pyarrow.table({"text": dates, "label": ["neg", "pos"]}), tmp_path / "train.parquet")
+    assert "train.parquet cannot be read as parquet" in reads(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dev", "valid", "val"])
+def test_validation_by_its_other_names(own, name):
+    first, second, third = (list(zip(sentences(10, start), "ab" * 5, strict=True)) for start in (0, 10, 20))
+    loaded = load_data(str(own(train=first, test=third, **{name: second})), None, few_shot=True)
+    assert texts(loaded.validation) == {t for t, _ in second}
+
+
+def test_a_file_that_would_stay_unread_is_said(own):
+    rows = [("so", "a"), ("not", "b")]
+    folder = own(train=rows, dev=[("it is", "a")], validation=[("no", "b")], test=[("what else", "a")])
+    assert "dev.csv and validation.csv are both there; keep one" in reads(folder)
+    (folder / "dev.csv").unlink()
+    (folder / "validation.csv").rename(folder / "validation.json")
+    assert "validation.json would stay unread; expected validation with .tsv, .csv, .jsonl, .parquet" in reads(folder)
+
+
+def test_a_pair_in_one_file_alone_is_said(own, tmp_path):
+    folder = own(train=[("so", "a"), ("not", "b")], test=[("what else", "a")])
+    write_lines(folder / "test.csv", ["text,text_pair,label", "so,and so,a"])
+    assert "train.csv, line 2: no text_pair, but test.csv, line 2 has one" in reads(folder)
+
+
+def test_an_emptied_split_says_why(own):
+    rows = [(text, i % 2) for i, text in enumerate(sentences(40))]
+    other = list(zip(sentences(4, 900), "0101", strict=True))
+    assert "every text of train is in test, too" in reads(own(train=rows, test=rows))
+    assert "every text of train is in validation, too" in reads(own(train=rows, validation=rows, test=other))
+    assert "every text of validation is in test, too" in reads(own(train=rows, validation=other, test=other))
+    (own(train=rows, test=other) / "validation.csv").unlink()
+    alike = own(train=[("The  same", i % 2) for i in range(40)], test=other)
+    with pytest.raises(data.Mistake, match="too much alike to cut validation from them"):
+        load_data(str(alike), None, few_shot=False)
+
+
+def test_validation_never_takes_the_only_example_of_a_class(own):
+    rows = [(text, 0) for text in sentences(60)] + [("one of its kind", 1)]
+    for i in range(5):
+        folder = own(train=[*rows, (f"another kind {i}", 2)], test=list(zip(sentences(30, 900), [0] * 30, strict=True)))
+        train, validation, _ = sample(load_data(str(folder), None, few_shot=False), None, None, 0)
+        assert np.bincount(train.labels, minlength=3)[1:].tolist() == [1, 1] and set(validation.labels) == {0}
+
+
+def test_sharing_out_is_by_largest_remainder_one_at_a_time():
+    """The definition, a place at a time, on random sizes."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = rng.integers(0, 40, rng.integers(1, 9))
+        n, leave = int(rng.integers(0, sizes.sum() + 2)), int(rng.integers(0, 3))
+        available = np.maximum(sizes - leave, 0)
+        shares, quotas = np.zeros_like(sizes), sizes * n / max(sizes.sum(), 1)
+        for _ in range(min(n, available.sum())):
+            claims = quotas - shares + n * (shares == 0)
+            claims[shares == available] = -np.inf
+            shares[np.argmax(claims)] += 1
+        assert allot(sizes, n, leave).tolist() == shares.tolist()
 
 
 # ------------------------------------------------------------ splits
