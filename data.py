@@ -536,9 +536,9 @@ def back_translate(split: Split, temperature: float, translators: list[str], out
         part.write_text(json.dumps(texts), encoding="utf-8")
         os.replace(part, file)
     with blame("--noise", file, "the translations written there; delete it to have them made anew"):
-        translated = [as_text(text, "", "text") for text in json.loads(file.read_text(encoding="utf-8"))]
-        if len(translated) != len(texts):
-            raise ValueError(f"{len(translated)} texts")
+        translated = json.loads(file.read_text(encoding="utf-8"))
+        if len(translated) != len(texts) or not all(isinstance(text, str) for text in translated):
+            raise ValueError(f"not {len(texts)} texts")
     width = len(split.texts[0])
     rows = [tuple(translated[start : start + width]) for start in range(0, len(translated), width)]
     return Split(split.texts + rows, np.concatenate([split.labels, split.labels.repeat(copies)]))
@@ -592,8 +592,8 @@ def demo_data() -> Data:
 # ------------------------------------------------------------ records
 
 
-def read_records(file: Path) -> list[dict]:
-    """A record a line. A torn line, such as a kill or a full disk leaves, is said and left out."""
+def read_records(file: Path, quiet: bool = False) -> list[dict]:
+    """A record a line. A torn line, such as a kill or a full disk leaves, is said (unless quiet) and left out."""
     records = []
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -603,7 +603,7 @@ def read_records(file: Path) -> list[dict]:
             record = None
         if isinstance(record, dict) and isinstance(record.get("run"), str):
             records.append(record)
-        else:
+        elif not quiet:
             print(f"{file}, line {number} is no record: left out", file=sys.stderr)
     return records
 

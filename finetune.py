@@ -814,7 +814,7 @@ def append_record(file: Path, record: dict) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b") as results:
         fcntl.flock(results, fcntl.LOCK_EX)
-        if record["run"] in {other["run"] for other in data.read_records(file)}:
+        if record["run"] in {other["run"] for other in data.read_records(file, quiet=True)}:
             return
         torn = file.stat().st_size and not file.read_bytes().endswith(b"\n")
         results.write(b"\n" * bool(torn) + json.dumps(record).encode() + b"\n")
@@ -865,6 +865,7 @@ def sweep(args: argparse.Namespace) -> None:
     settings = dict.fromkeys((lam, tau if lam else None) for lam in args.lam for tau in args.tau)
     keep = args.save or len(settings) * len(seeds) == 1
     results, failures = Path(args.out, "results.jsonl"), []
+    data.read_records(results)  # says which lines are none
     for seed in seeds:
         splits = draw_splits(args, rows, seed, device)
         check_vocabulary(tokenizer, splits[0].texts, source)
@@ -873,6 +874,8 @@ def sweep(args: argparse.Namespace) -> None:
             folder, state = Path(args.out, config["run"]), Path(args.out, f"{config['run']}.state.pt")
             if is_done(config["run"], results, folder, state, device):
                 continue
+            if folder.is_file():
+                raise Mistake(f"argument --out: {folder} is a file; move it, or choose another")
             torch.manual_seed(seed)
             model = load_model(source, args.pooling, rows.label_names, tokenizer, args.dropout, args.ce_temperature,
                                args.max_length).to(device)
@@ -895,7 +898,7 @@ def sweep(args: argparse.Namespace) -> None:
 
 def is_done(run: str, results: Path, folder: Path, state: Path, device: torch.device) -> bool:
     """Whether it has a record, which is then told; asked before each run, since other processes may share OUT."""
-    records = [record for record in data.read_records(results) if record["run"] == run]
+    records = [record for record in data.read_records(results, quiet=True) if record["run"] == run]
     if not anywhere(bool(records), device):
         return False
     kept = f"in {folder}" if folder.exists() else "not kept"

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -516,6 +518,337 @@ def test_a_decoder_serves_with_mean_pooling(tmp_path):
     save_decoder(tmp_path / "decoder")
     (record,) = run(tmp_path / "out", "--shots", 20, "--model", tmp_path / "decoder", "--pooling", "mean")
     assert record["test_accuracy"] > 0
+
+
+# ------------------------------------------------------------ what a source says is not believed unseen
+
+
+def demo_tokenizer():
+    return finetune.load_tokenizer("demo", "cls")
+
+
+def save_encoder(folder, name, tokenizer=True, **settings):
+    """A tiny encoder of this architecture, with random weights and the demo's tokenizer."""
+    words = demo_tokenizer()
+    settings = SMALL | {"vocab_size": len(words), "pad_token_id": words.pad_token_id} | settings
+    config = transformers.AutoConfig.for_model(name, **settings)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    if tokenizer:
+        words.save_pretrained(folder)
+    return folder
+
+
+def edit_config(folder, **settings):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize("name", [
+    "roberta", "bert", "distilbert", "electra", "xlm-roberta", "albert", "deberta", "deberta-v2", "camembert", "mpnet",
+    "longformer", "big_bird", "convbert"])
+def test_a_folder_without_tokenizer_files_is_refused(capsys, tmp_path, name):
+    """transformers makes a tokenizer of a few tokens, to which every text is the same."""
+    extra = {"embedding_size": 16} if name in ("electra", "albert", "convbert") else {}
+    if name == "distilbert":
+        extra = {"dim": 16, "hidden_dim": 16, "n_layers": 2, "n_heads": 2}
+    folder = save_encoder(tmp_path / "model", name, tokenizer=False, **extra)
+    for pooling in ("cls", "mean"):
+        error = mistake(capsys, tmp_path, "--task", "demo", "--shots", 20, "--model", folder, "--pooling", pooling)
+        assert "argument --model" in error and "tokenizer" in error
+
+
+def test_texts_of_another_script_are_refused(capsys, tmp_path, own):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    folder = save_encoder(tmp_path / "model", "bert", tokenizer=False, vocab_size=7, pad_token_id=0)
+    tokenizer.save_pretrained(folder)
+    task = own(train=[(f"\u732b {i} \u72ac", i % 2) for i in range(20)], test=[("\u732b", 0)])
+    error = mistake(capsys, tmp_path, "--task", task, "--shots", 4, "--model", folder)
+    assert "knows 0 of" in error and "for this language" in error
+
+
+@pytest.mark.parametrize("leak", [
+    {"return_dict": False}, {"output_attentions": True}, {"output_hidden_states": True},
+    {"problem_type": "multi_label_classification"}, {"attn_implementation": "org/kernel"}])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_settings_of_the_source_do_not_leak(tmp_path, leak, pooling):
+    folder = save_encoder(tmp_path / "model", "roberta")
+    flags = ("--shots", 20, "--model", folder, "--pooling", pooling)
+    (plain,) = run(tmp_path / "plain", *flags)
+    edit_config(folder, **leak)
+    (record,) = run(tmp_path / "out", *flags)
+    assert record["ce"] == plain["ce"] and record["test_correct"] == plain["test_correct"]
+    if pooling == "cls":
+        folder = str(tmp_path / "out" / record["run"])
+        (answer,) = transformers.pipeline("text-classification", model=folder, top_k=None)(["the plot was great"])
+        assert sum(one["score"] for one in answer) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name, settings, limit", [
+    ("roberta", {"max_position_embeddings": 40}, 39), ("mpnet", {"max_position_embeddings": 40}, 38),
+    ("bert", {"max_position_embeddings": 40}, 40),
+    ("electra", {"max_position_embeddings": 40, "embedding_size": 16}, 40),
+    ("gpt2", {"n_positions": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}, 40),
+    ("xlnet", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}, 256)])  # fmt: skip
+def test_the_length_is_the_smaller_of_what_tokenizer_and_model_say(tmp_path, own, name, settings, limit):
+    folder = save_encoder(tmp_path / "model", name, **settings)
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    words.model_max_length = 10**30 if name == "xlnet" else 512
+    words.save_pretrained(folder)
+    rows = [(f"the plot was great {i} " * 90, i % 2) for i in range(30)]
+    flags = ["--shots", "8", "--max-steps", "2", "--model", str(folder), "--pooling", "mean"]
+    task = own(train=rows[:20], test=rows[20:])
+    assert finetune.main(["--task", str(task), *flags, "--out", str(tmp_path / "out")]) == 0
+    (record,) = data.read_records(tmp_path / "out" / "results.jsonl")
+    assert record["max_length"] == limit
+
+
+def test_more_words_than_embeddings_are_refused(capsys, tmp_path):
+    folder = save_encoder(tmp_path / "model", "roberta", vocab_size=100)
+    error = mistake(capsys, tmp_path, "--task", "demo", "--shots", 20, "--model", folder)
+    assert "has 100 word embeddings for the" in error
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says(tmp_path):
+    folder = save_encoder(tmp_path / "model", "roberta")
+    (right,) = run(tmp_path / "right", "--shots", 20, "--model", folder)
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    words.padding_side = "left"
+    words.save_pretrained(folder)
+    (left,) = run(tmp_path / "left", "--shots", 20, "--model", folder)
+    assert left["ce"] == right["ce"] and left["test_correct"] == right["test_correct"]
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("xlnet", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}), ("llama", {"num_key_value_heads": 2})])
+def test_a_classifier_that_reads_another_token_than_the_first_is_refused(capsys, tmp_path, name, settings):
+    folder = save_encoder(tmp_path / "model", name, **settings)
+    error = mistake(capsys, tmp_path, "--task", "demo", "--shots", 20, "--model", folder)
+    assert "reads other tokens than the first" in error and "--pooling mean" in error
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("modernbert", {"classifier_pooling": "mean", "cls_token_id": 0, "sep_token_id": 2}),
+    ("eurobert", {"classifier_pooling": "mean", "bos_token_id": 0, "eos_token_id": 2})])
+def test_a_classifier_that_can_read_the_first_token_does(tmp_path, name, settings):
+    folder = save_encoder(tmp_path / "model", name, **settings)
+    assert run(tmp_path / "out", "--shots", 20, "--model", folder)[0]["ce"] > 0
+
+
+@pytest.mark.parametrize("name, settings, unused", [
+    ("xlnet", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}, "mask_emb"),
+    ("longformer", {"attention_window": [8, 8]}, "query_global"), ("bert", {}, "pooler"),
+    ("luke", {"entity_vocab_size": 10, "entity_emb_size": 8}, "entity_embeddings")])
+def test_what_no_output_needs_is_not_trained(tmp_path, name, settings, unused):
+    """DistributedDataParallel would wait for its gradient."""
+    folder = save_encoder(tmp_path / "model", name, **settings)
+    model = finetune.load_model(str(folder), "mean", data.POLARITY, finetune.load_tokenizer(str(folder), "mean"), 0.0)
+    class_logits, features = model.train()(**model.tokens([("the plot was great",), ("dull",)]))
+    (class_logits.sum() + features.sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
+    assert any(unused in name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("names", [("positive", "negative"), ("POSITIVE", "Negative")])
+def test_the_same_classes_in_another_order_keep_their_classifier(checkpoints, tmp_path, capsys, pooling, names):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints[pooling], folder)
+    plain = finetune.load_model(str(folder), pooling, data.POLARITY, demo_tokenizer(), 0.0)
+    weights = "model.safetensors" if pooling == "cls" else "head.safetensors"
+    tensors = finetune.load_file(folder / weights)
+    for name in ("classifier.out_proj.weight", "classifier.out_proj.bias", "weight", "bias"):
+        if name in tensors:
+            tensors[name] = tensors[name].flip(0).contiguous()
+    finetune.save_file(tensors, folder / weights, metadata={"format": "pt"})
+    edit_config(folder, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    model = finetune.load_model(str(folder), pooling, data.POLARITY, demo_tokenizer(), 0.0)
+    assert not model.classifier_is_new and model.backbone.config.id2label == {0: "negative", 1: "positive"}
+    test = data.demo_data().test
+    assert np.allclose(finetune.predict(model, test)[0], finetune.predict(plain, test)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_other_classes_get_a_new_classifier_and_it_is_said(checkpoints, tmp_path, capsys, pooling):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints[pooling], folder)
+    edit_config(folder, id2label={0: "spam", 1: "ham"}, label2id={"spam": 0, "ham": 1})
+    before = finetune.load_model(str(checkpoints[pooling]), pooling, data.POLARITY, demo_tokenizer(), 0.0)
+    model = finetune.load_model(str(folder), pooling, data.POLARITY, demo_tokenizer(), 0.0)
+    assert not torch.equal(model.last_layer().weight, before.last_layer().weight)
+    run(tmp_path / "out", "--shots", 20, "--model", folder, "--pooling", pooling)
+    assert "with a new classifier" in capsys.readouterr().out
+
+
+def test_weights_that_are_nan_are_said_before_training(capsys, tmp_path, checkpoints):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints["mean"], folder)
+    head = finetune.load_file(folder / "head.safetensors")
+    finetune.save_file({name: tensor * math.nan for name, tensor in head.items()}, folder / "head.safetensors")
+    error = mistake(capsys, tmp_path, "--task", "demo", "--shots", 20, "--model", folder, "--pooling", "mean")
+    assert "has weights that are NaN or infinite" in error
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"model_type": 5}', '{"vocab_size": "many"}'])
+def test_a_broken_file_of_a_model_is_one_line(capsys, tmp_path, checkpoints, name, content):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints["cls"], folder)
+    (folder / name).write_text(content)
+    flags = ["--task", "demo", "--shots", "20", "--max-steps", "2", "--model", str(folder), "--out", str(tmp_path)]
+    status = finetune.main(flags)
+    errors = capsys.readouterr().err.splitlines()
+    assert status == 0 or (status == 2 and len(errors) == 1 and "argument --model" in errors[0]), errors
+
+
+@pytest.mark.parametrize("index", [
+    "[]", "{}", '{"weight_map": {"a": "pytorch_model.bin"}}', '{"weight_map": {"a": "../model.safetensors"}}'])
+def test_an_index_that_names_other_files_is_refused(capsys, tmp_path, checkpoints, index):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints["cls"], folder)
+    (folder / "model.safetensors.index.json").write_text(index)
+    error = mistake(capsys, tmp_path, "--task", "demo", "--shots", 20, "--model", folder)
+    assert "argument --model" in error and "model.safetensors.index.json" in error
+
+
+# ------------------------------------------------------------ what would be found after the work
+
+
+def test_a_task_with_a_very_long_name(tmp_path, own):
+    folder = own(train=[(text, i % 2) for i, text in enumerate(sentences(40))], test=[("so", 0), ("not so", 1)])
+    long = folder.rename(tmp_path / ("t" * 250))
+    flags = ["--model", "demo", "--shots", "8", "--max-steps", "2", "--save-every", "1", "--out", str(tmp_path / "out")]
+    assert finetune.main(["--task", str(long), *flags]) == 0
+    (record,) = data.read_records(tmp_path / "out" / "results.jsonl")
+    assert (tmp_path / "out" / record["run"] / "model.safetensors").exists()
+
+
+def test_an_out_that_cannot_be_written_is_said_first(capsys, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "taken" / "results.jsonl").mkdir(parents=True)
+    (tmp_path / "dangling").mkdir()
+    (tmp_path / "dangling" / "results.jsonl").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for name in ("link", "link/deeper", "taken", "dangling", "file", "n" * 300):
+        error = mistake(capsys, tmp_path, "--task", "demo", "--shots", 20, "--out", tmp_path / name)
+        assert "--out" in error or "File name too long" in error
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_name_of_a_checkpoint_may_be_taken(capsys, tmp_path):
+    (record,) = run(tmp_path / "first", "--shots", 20)
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / record["run"]).touch()
+    flags = ["--task", "demo", "--max-steps", "4", "--shots", "20", "--out", str(tmp_path / "second")]
+    assert finetune.main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is a file" in error and not (tmp_path / "second" / "results.jsonl").exists()
+
+
+def test_other_users_can_read_a_checkpoint(checkpoints):
+    for folder in checkpoints.values():
+        assert {file.stat().st_mode for file in folder.iterdir()} == {(folder / "record.json").stat().st_mode}
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_and_one_of_ascii(tmp_path, own, closed):
+    rows = [(f"sch\u00f6n {i} \x1b[31m", "sch\u00f6n" if i % 2 else "h\u00e4sslich") for i in range(40)]
+    task = own("jsonl", train=rows[:30], test=rows[30:])
+    command = f"{sys.executable} finetune.py --task {task} --model demo --shots 8 --max-steps 2 --out {tmp_path}/out"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    redirect = f"{command} {'>&-' if closed == 'stdout' else '2>&-'}"
+    root = Path(finetune.__file__).parent
+    done = subprocess.run(redirect, shell=True, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(data.read_records(tmp_path / "out" / "results.jsonl")) == 1
+    assert "\x1b" not in done.stdout
+
+
+def test_a_step_at_full_rate_however_few_and_however_long_the_warm_up():
+    model, *rest, config = parts(steps=1, eval_every=1, warmup_ratio=1.0)
+    before = snapshot(model)
+    fit(model, *rest, config)
+    assert changed(model, before)
+
+
+def test_gradients_that_all_overflow_are_no_run(tmp_path, capsys, monkeypatch):
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**120))
+    flags = ["--task", "demo", "--shots", "20", "--max-steps", "3", "--precision", "fp16", "--out", str(tmp_path)]
+    assert finetune.main(flags) == 2
+    assert "no step changed a weight" in capsys.readouterr().err and not (tmp_path / "results.jsonl").exists()
+
+
+def test_minus_zero_is_zero():
+    assert str(finetune.parse_args(["--task", "demo", "--lam", "-0", "0"]).lam) == "[0.0, 0.0]"
+
+
+def test_a_diverging_run_does_not_keep_the_others_from_theirs(tmp_path, capsys, monkeypatch):
+    objective = finetune.Training.objective
+    monkeypatch.setattr(finetune.Training, "objective", lambda self, *rest: tuple(
+        value * (math.nan if self.config["seed"] == 1 else 1) for value in objective(self, *rest)))
+    flags = ["--task", "demo", "--shots", "20", "--max-steps", "4", "--seed", "0", "1", "2", "--out", str(tmp_path)]
+    assert finetune.main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "seed1" in error and "the loss is not finite" in error
+    assert [record["seed"] for record in data.read_records(tmp_path / "results.jsonl")] == [0, 2]
+
+
+def test_bfloat16_on_a_cpu_without_it_is_warned_of(monkeypatch, capsys):
+    for capability, warned in (("AVX2", True), ("AVX512, bfloat16", False)):
+        monkeypatch.setattr(finetune, "cpu_capability", lambda capability=capability: capability)
+        finetune.pick_device("cpu", "bf16")
+        assert ("may be much slower than fp32" in capsys.readouterr().err) == warned
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(tmp_path, monkeypatch):
+    finished = run(tmp_path / "other", "--shots", 20, "--seed", 1)
+    describe = finetune.describe
+
+    def meanwhile(config, *rest):
+        if config["seed"] == 0:
+            (tmp_path / "out").mkdir()
+            finetune.append_record(tmp_path / "out" / "results.jsonl", finished[0])
+        assert config["seed"] == 0
+        describe(config, *rest)
+
+    monkeypatch.setattr(finetune, "describe", meanwhile)
+    assert [record["seed"] for record in run(tmp_path / "out", "--shots", 20, "--seed", 0, 1)] == [1, 0]
+
+
+def test_records_that_are_none_are_left_out(tmp_path, capsys):
+    file = tmp_path / "results.jsonl"
+    file.write_text('[1]\n5\n{"run": [1]}\n{"lam": 0}\n' + "[" * 100_000 + "\n")
+    assert len(run(tmp_path, "--shots", 20)) == 1
+    assert capsys.readouterr().err.count("is no record: left out") == 2 * 5  # once by the run
+
+
+def test_the_commit_is_of_this_code_and_of_no_repository_around_a_copy(tmp_path):
+    commit = ["-c", "user.name=a", "-c", "user.email=a", "commit", "-q", "--allow-empty", "-m", "a"]
+    for command in (["init", "-q"], commit):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    for name in ("scl.py", "data.py", "finetune.py"):
+        shutil.copy(Path(finetune.__file__).parent / name, tmp_path)
+    code = "import finetune; print(finetune.COMMIT)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "None\n", done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[1, 2]", '{"a": 1}', "null", '["only one"]'])
+def test_a_spoilt_back_translation_is_said(capsys, tmp_path, content, monkeypatch):
+    translators = [save_translator(tmp_path / name, seed) for seed, name in enumerate(("en-de", "de-en"))]
+    flags = ["--task", "demo", "--shots", "4", "--max-steps", "2", "--noise", "backtranslation", "--noise-level", "0.7",
+             "--translators", *map(str, translators), "--out", str(tmp_path / "out")]
+    assert finetune.main(flags) == 0
+    (file,) = (tmp_path / "out").glob("backtranslation-*")
+    file.write_text(content)
+    (tmp_path / "out" / "results.jsonl").unlink()
+    capsys.readouterr()
+    assert finetune.main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and file.name in error and "delete it" in error
 
 
 # ------------------------------------------------------------ mistakes: one line, status 2, nothing written
