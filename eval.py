@@ -29,7 +29,7 @@ from data import TASKS, Mistake, Split, blame, load_data, method_name, printable
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"eval.py: error: {printable(message, 300)}\n")
+        self.exit(2, f"eval.py: error: {printable(message, 600)}\n")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -120,20 +120,19 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
     settings: dict[tuple, dict[tuple, Arm]] = {}
     for file in files:
         if not os.path.isfile(file):
-            raise Mistake(f"argument RESULTS.jsonl: no file {printable(file)}; finetune.py writes OUT/results.jsonl")
+            raise Mistake(f"argument RESULTS.jsonl: no file {file}; finetune.py writes OUT/results.jsonl")
         for record in read_records(Path(file)):
-            where = f"argument RESULTS.jsonl: {printable(file, 150)}, run {printable(record['run'])}"
-            record = checked(record, FIELDS, where) | {"file": printable(file, 150)}
+            record = checked(record, FIELDS, f"argument RESULTS.jsonl: {file}, run {record['run'][:100]}")
             # CE and CE + SCL each go on from a checkpoint of their own.
             base = re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?-seed\d+-\w+$", "", record["model"])
-            record |= {"model": base, "is_transfer": base != record["model"]}
+            record |= {"model": base, "is_transfer": base != record["model"], "file": file}
             arms = settings.setdefault(tuple(str(record[name] or "") for name in SETTING), {})
             arm = arms.setdefault(tuple(record[name] for name in METHOD), {})
             if arm.get(record["seed"], {}).get("run") != record["run"]:  # one run may be in two files
                 check_fit(record, arm, arms)
                 arm[record["seed"]] = record
     if not settings:
-        raise Mistake(f"argument RESULTS.jsonl: no record in {printable(', '.join(files))}")
+        raise Mistake(f"argument RESULTS.jsonl: no record in {', '.join(files)}")
     name_folders(all_records(settings))
     return settings
 
@@ -309,7 +308,7 @@ def table_row(arm: Arm, ce: Arm, clean: Arm) -> dict:
     shown = without_derived(record)
     row = {name: shown[name] for name in (*SETTING, *TUNED)} | {
         "shots": shots(record),
-        "translators": record["translators"] and " ".join(record["translators"]),
+        "translators": record["translators"] and " ".join(map(printable, record["translators"])),
         "method": method_name(record),
         "n": n,
         "all seeds": percent(test.mean(), test.std(ddof=1) if n > 1 else None),
@@ -399,10 +398,10 @@ def save(figure, output: str) -> None:
         text.set_parse_math(False)
     part = Path(output).with_name(f".part-{Path(output).name}")
     try:
-        figure.savefig(part, dpi=150)
+        figure.savefig(part, dpi=150, bbox_inches="tight")
         part.replace(output)
     except (OSError, ValueError) as error:  # no permission; no such format
-        raise Mistake(f"argument -o: {printable(output)} cannot be written: {printable(error, 150)}") from None
+        raise Mistake(f"argument -o: {output} cannot be written: {error}") from None
     finally:
         part.unlink(missing_ok=True)
     print(f"picture in {printable(output, 200)}")
@@ -420,8 +419,8 @@ def read_effects(files: list[str]) -> list[tuple[dict, dict[int, float]]]:
             if differences := paired_differences(*both, "train", "validation", "test"):
                 scl, ce = (without_derived(next(iter(arm.values()))) for arm in both)
                 tuned = {name: " / ".join(dict.fromkeys((str(ce[name]), str(scl[name])))) for name in TUNED}
-                _, by_seed = effects.setdefault((*setting, *tuned.values()), (ce | tuned, {}))
-                by_seed.update(differences)
+                key = (*setting, *tuned.values(), ce["test_checksum"])
+                effects.setdefault(key, (ce | tuned, {}))[1].update(differences)
     if not effects:
         raise Mistake("argument RESULTS.jsonl: no seed has both --lam 0 and --lam 0.9 --tau 0.3")
     return sorted(effects.values(), key=lambda effect: (group_of(effect[0]), effect[0]["task"]))
@@ -551,11 +550,11 @@ def read_checkpoint(folder: str) -> dict:
     """The record in it."""
     file = Path(folder, "record.json")
     if not os.path.isfile(file):
-        raise Mistake(f"argument RUN: {printable(folder, 150)} is no checkpoint of finetune.py (no record.json); "
-                      "a sweep keeps its with --save")
-    with blame("RUN", printable(file, 150), "the record that finetune.py wrote"):
+        raise Mistake(f"argument RUN: {folder} is no checkpoint of finetune.py (no record.json); a sweep keeps "
+                      "its own with --save")
+    with blame("RUN", file, "the record that finetune.py wrote"):
         record = dict(json.loads(file.read_text(encoding="utf-8")))
-    return checked(record, CHECKPOINT, f"argument RUN: {printable(file, 150)}")
+    return checked(record, CHECKPOINT, f"argument RUN: {file}")
 
 
 def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None):
@@ -572,8 +571,8 @@ def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, devi
     tokenizer = load_tokenizer(folder, record["pooling"])
     model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"], record["max_length"])
     if model.classifier_is_new:
-        raise Mistake(f"argument RUN: {folder} has no trained classifier for {printable(', '.join(names))}; its config "
-                      f"names {printable(', '.join(own))}")
+        raise Mistake(f"argument RUN: {folder} has no trained classifier for {', '.join(names)}; its config has "
+                      f"{', '.join(own)}")
     check_vocabulary(tokenizer, split.texts, folder)
     model.to(pick_device(device, record["precision"]))
     return names, *predict(model, split, record["precision"])
@@ -592,8 +591,8 @@ def test_set(folder: str, args: argparse.Namespace):
     names, class_logits, features = answer(folder, record, data.label_names, data.test, args.device)
     accuracy, recorded = np.mean(class_logits.argmax(axis=1) == data.test.labels), record.get("test_accuracy")
     if is_its_own and isinstance(recorded, float) and abs(accuracy - recorded) > 1e-9:
-        print(f"{folder}: accuracy {accuracy:.4f}, where its record has {recorded:.4f}: another device, precision or "
-              "version of a library, or not the weights of that run", file=sys.stderr)
+        print(f"{printable(folder, 200)}: accuracy {accuracy:.4f}, where its record has {recorded:.4f}: another device "
+              "or library, or not the weights of that run", file=sys.stderr)
     return record | {"task": task}, tuple(map(printable, names)), data.test.labels, class_logits, features
 
 
@@ -674,18 +673,21 @@ def tsne(args: argparse.Namespace) -> None:
     titles = panel_titles([record for record, *_ in tests], differing, args.runs)
     columns = len(tests) if len(tests) <= 3 else 2  # more than three: in pairs, such as CE beside CE + SCL
     rows = math.ceil(len(tests) / columns)
-    figure, axes = new_figure(4.5 * columns, 4.8 * rows, rows, columns)
+    most = max(len(names) for _, names, *_ in tests)
+    height = 4.8 + (0.1 * most if most > 6 else 0)  # room for a legend below
+    figure, axes = new_figure(4.5 * columns, height * rows, rows, columns)
     for panel in axes.flat[len(tests) :]:
         panel.set_axis_off()
     for panel, title, of_panel, tested in zip(axes.flat, titles, points, tests, strict=False):
         _, names, labels, class_logits, _ = tested
         for number in range(len(names)):
             marker = MARKERS[(number + number // 6) % 6] if number < 36 else f"${number + 1}$"
-            panel.scatter(*of_panel[labels == number].T, s=18, alpha=0.7, linewidths=0, color=COLOURS[number % 6],
-                          marker=marker)
+            panel.scatter(*of_panel[labels == number].T, s=18 if number < 36 else 50, alpha=0.7, linewidths=0,
+                          color=COLOURS[number % 6], marker=marker)
         accuracy = np.mean(labels == class_logits.argmax(axis=1))
         panel.set_title(f"{title}\ntest accuracy {100 * accuracy:.1f} %", fontsize=10)
-        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="t-SNE 1", ylabel="t-SNE 2")
+        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", anchor="N", xlabel="t-SNE 1",
+                  ylabel="t-SNE 2")
         if panel is axes.flat[0] or names != tests[0][1]:
             add_legend(panel, names)
     save(figure, args.output)
@@ -716,10 +718,10 @@ def panel_titles(records: list[dict], differing: list[str], folders: list[str]) 
 
 def add_legend(panel, names: tuple[str, ...]) -> None:
     """Below the panel, if it is long. The names come last: matplotlib hides those that begin with an underscore."""
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3, "fontsize": 8} if len(names) > 6 else {}
-    legend = panel.legend(panel.collections, range(len(names)), **place)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 2, "fontsize": 8}
+    legend = panel.legend(panel.collections, range(len(names)), **(below if len(names) > 6 else {}))
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)
+        text.set_text(printable(name, 24))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -728,7 +730,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         commands[args.command](args)
     except (Mistake, OSError) as error:
-        print(f"eval.py: error: {error}", file=sys.stderr)
+        print(f"eval.py: error: {printable(error, 600)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

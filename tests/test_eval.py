@@ -569,7 +569,7 @@ def test_score_goes_by_the_names_of_the_labels_not_their_order(own, tmp_path, ca
 def test_score_refuses_classes_of_other_names(checkpoints, own, capsys):
     folder = own(train=[("c", "red"), ("d", "blue")] * 3, test=[("a", "red"), ("b", "blue")])
     told = mistake(capsys, "score", checkpoints["cls"], "--task", folder)
-    assert "has no trained classifier for blue, red; its config names negative, positive" in told
+    assert "has no trained classifier for blue, red; its config has negative, positive" in told
 
 
 def test_score_of_one_class(checkpoints, own, capsys):
