@@ -382,18 +382,19 @@ def provenance(records: list[dict]) -> str:
 # ------------------------------------------------------------ pictures of records: effects, grid
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
-    """A figure, in inches and no larger than memory takes, and its panels (rows, columns)."""
+def new_figure(rows: int = 1, columns: int = 1):
+    """A figure and its panels (rows, columns)."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(min(width, 20), min(height, 40)), layout="constrained")
+    figure = Figure(layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def save(figure, output: str) -> None:
-    """Whole or not at all, with every text as it stands: no dollar sign makes it a formula."""
+def save(figure, output: str, width: float, height: float) -> None:
+    """In these inches, unless they are many; whole or not at all; a dollar sign in a text makes no formula of it."""
     from matplotlib.text import Text
 
+    figure.set_size_inches(min(width, 20), min(height, 40))
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     part = Path(output).with_name(f".part-{Path(output).name}")
@@ -448,46 +449,46 @@ def label_of(setting: dict, group: list[dict]) -> str:
 
 
 def effects(args: argparse.Namespace) -> None:
-    rows = []  # label, differences, their mean and interval, the paper's in points
+    figure, ((panel,),) = new_figure()
+    labels, titles = [], []
     for (*_, title), members in itertools.groupby(read_effects(args.files), key=lambda effect: group_of(effect[0])):
-        group, differences = zip(*members, strict=True)
-        rows.append((title, {}, None, None))
-        for setting, by_seed in zip(group, differences, strict=True):
-            rows.append((label_of(setting, group), by_seed, t_interval(by_seed), paper_gain(setting)))
+        group = list(members)
+        titles.append(len(labels))
+        labels.append(title)
+        for setting, by_seed in group:
+            draw_effect(panel, len(labels), by_seed, t_interval(by_seed), paper_gain(setting))
+            labels.append(label_of(setting, [other for other, _ in group]))
         if len(group) > 1:
-            *mean, _ = pooled([(setting["task"], by_seed) for setting, by_seed in zip(group, differences, strict=True)])
-            rows.append((f"mean of these {len(group)}", {}, mean, None))
+            *interval, _ = pooled([(setting["task"], by_seed) for setting, by_seed in group])
+            draw_effect(panel, len(labels), {}, interval, None)
+            labels.append(f"mean of these {len(group)}")
 
-    figure, ((panel,),) = new_figure(9, 1.5 + 0.24 * len(rows))
-    reach = max(abs(mark) for _, by_seed, interval, paper in rows if interval
-                for mark in (*(100 * gain for gain in by_seed.values()), 100 * interval[0], paper or 0))
+    marks = [line for line in panel.lines if line.get_marker() != "None"]
+    reach = 1.1 * max(abs(x) for line in marks for x in line.get_xdata())  # a longer interval leaves the picture
     panel.axvline(0, color="black", linewidth=0.8)
     panel.grid(axis="x", alpha=0.3)
     panel.tick_params(axis="y", length=0)
-    panel.set(xlim=(-1.1 * reach, 1.1 * reach), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)),
-              yticklabels=[label for label, *_ in rows], xlabel="difference in test accuracy, points",
-              title="CE + SCL (0.9, 0.3) minus CE, paired by seed")
-    for y, (_, by_seed, interval, paper) in enumerate(rows):
-        if interval:
-            draw_effect(panel, y, [100 * gain for gain in by_seed.values()], interval, paper)
-        else:
-            panel.get_yticklabels()[y].set_weight("bold")
-    marks = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))  # each kind once
-    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, fontsize=9)
-    save(figure, args.output)
+    panel.set(xlim=(-reach, reach), ylim=(len(labels) - 0.4, -0.6), yticks=range(len(labels)), yticklabels=labels,
+              xlabel="difference in test accuracy, points", title="CE + SCL (0.9, 0.3) minus CE, paired by seed")
+    for y in titles:
+        panel.get_yticklabels()[y].set_weight("bold")
+    kinds = {line.get_label(): line for line in marks}
+    figure.legend(kinds.values(), kinds.keys(), loc="outside lower center", ncols=2, fontsize=9)
+    save(figure, args.output, 9, 1.5 + 0.24 * len(labels))
 
 
-def draw_effect(panel, y: int, dots: list[float], interval: tuple[float, ...], paper: float | None) -> None:
-    """One row; an interval beyond all other marks of the picture leaves it."""
+def draw_effect(panel, y: int, by_seed: dict[int, float], interval: tuple[float, ...], paper: float | None) -> None:
+    """One row, in points: of a setting, or of a group, which has no seeds of its own."""
     mean, low, high = (100 * part for part in interval)
     shape, colour, label = "D", "black", "mean of the group, 95 % bootstrap interval"
-    if dots:
+    if by_seed:
         shape, colour, label = "s", "#0072B2", "mean of the seeds, 95 % t interval"
+        dots = [100 * gain for gain in by_seed.values()]
         panel.plot(dots, [y + 0.3] * len(dots), "o", color="grey", markersize=2.5, label="a seed")
     panel.plot([low, high], [y, y], color=colour, linewidth=1.6)
-    panel.plot(mean, y, shape, color=colour, label=label)
+    panel.plot([mean], [y], shape, color=colour, label=label)
     if paper is not None:
-        panel.plot(paper, y, "x", color="#D55E00", markeredgewidth=1.8, zorder=3, label="the paper's, RoBERTa-Large")
+        panel.plot([paper], [y], "x", color="#D55E00", mew=1.8, zorder=3, label="the paper's, RoBERTa-Large")
     panel.text(1.015, y, difference(*interval), transform=panel.get_yaxis_transform(), va="center", fontsize=9)
 
 
@@ -502,7 +503,7 @@ def grid(args: argparse.Namespace) -> None:
     centre = 100 * values(baseline, "validation_accuracy").mean() if baseline else np.nanmean(means)
     reach = max(2, np.nanmax(np.abs(means - centre)))  # half a point is no full scale of colours
 
-    figure, ((panel,),) = new_figure(2.6 + 1.1 * len(taus), 1.8 + 0.55 * len(lams))
+    figure, ((panel,),) = new_figure()
     image = panel.imshow(means - centre, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
     figure.colorbar(image, label=f"points above {'CE' if baseline else 'the mean of all cells'}, {centre:.1f}")
     for (row, column), mean in np.ndenumerate(means[: 0 if means.size > 400 else None]):  # more could not be read
@@ -515,7 +516,7 @@ def grid(args: argparse.Namespace) -> None:
     record, *_ = arm.values()
     panel.set_title(f"{record['task'][:40]}, N = {shots(record)}: validation accuracy (%)\n"
                     f"mean ± sample std, n = {len(arm)}", fontsize=10)
-    save(figure, args.output)
+    save(figure, args.output, 2.6 + 1.1 * len(taus), 1.8 + 0.55 * len(lams))
 
 
 def grid_cells(files: list[str]) -> tuple[dict[tuple, Arm], Arm]:
@@ -673,9 +674,7 @@ def tsne(args: argparse.Namespace) -> None:
     titles = panel_titles([record for record, *_ in tests], differing, args.runs)
     columns = len(tests) if len(tests) <= 3 else 2  # more than three: in pairs, such as CE beside CE + SCL
     rows = math.ceil(len(tests) / columns)
-    most = max(len(names) for _, names, *_ in tests)
-    height = 4.8 + (0.1 * most if most > 6 else 0)  # room for a legend below
-    figure, axes = new_figure(4.5 * columns, height * rows, rows, columns)
+    figure, axes = new_figure(rows, columns)
     for panel in axes.flat[len(tests) :]:
         panel.set_axis_off()
     for panel, title, of_panel, tested in zip(axes.flat, titles, points, tests, strict=False):
@@ -690,7 +689,8 @@ def tsne(args: argparse.Namespace) -> None:
                   ylabel="t-SNE 2")
         if panel is axes.flat[0] or names != tests[0][1]:
             add_legend(panel, names)
-    save(figure, args.output)
+    most = max(len(names) for _, names, *_ in tests)
+    save(figure, args.output, 4.5 * columns, rows * (4.8 + (0.1 * most if most > 6 else 0)))
 
 
 def project(features: np.ndarray, folder: str) -> np.ndarray:
