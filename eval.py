@@ -566,7 +566,7 @@ def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, devi
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    own = tuple(load_config(folder).id2label.values())
+    own = tuple(map(str, load_config(folder).id2label.values()))
     if names == tuple(map(str, range(len(own)))):
         names = own
     tokenizer = load_tokenizer(folder, record["pooling"])
@@ -642,10 +642,11 @@ def score(args: argparse.Namespace) -> None:
     rows, arms, confusions = [], dict[tuple, list[dict]](), []
     for record, names, labels, class_logits, features in tests:
         predicted, shown = class_logits.argmax(axis=1), without_derived(record)
-        measures, told = measure(labels, predicted, features), [shown[name] for name in differing]
+        told = [None if shown[name] is None else str(shown[name]) for name in differing]
+        measures = measure(labels, predicted, features)
         shares = [np.bincount(labels).max() / len(labels), *measures.values()]
         rows.append([record["run"], record["task"], *told, len(labels), *(f"{share:.4f}" for share in shares)])
-        arms.setdefault((re.sub(r"-seed\d+-\w+$", "", record["run"]), *map(str, told)), []).append(measures)
+        arms.setdefault((re.sub(r"-seed\d+-\w+$", "", record["run"]), *told), []).append(measures)
         counts = np.zeros((len(names), len(names)), dtype=int)  # (true, predicted)
         np.add.at(counts, (labels, predicted), 1)
         confusions.append((record["run"], names, counts))
