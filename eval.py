@@ -5,6 +5,7 @@
     python eval.py grid runs/results.jsonl -o FIG.png        # validation accuracy over lam x tau
     python eval.py score runs/RUN [RUN ...] [--task T]       # metrics on the test set, geometry of the features
     python eval.py tsne runs/RUN_CE runs/RUN_SCL -o FIG.png  # Figures 2 and 3 of the paper
+    python eval.py predict runs/RUN [FILE]                   # a text a line -> its class and probability
 
 The first three read records alone, the others load checkpoints.
 """
@@ -22,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import softmax, stdtrit
 
 from data import TASKS, Mistake, Split, blame, load_data, method_name, printable, read_records
 
@@ -34,22 +35,28 @@ class Parser(argparse.ArgumentParser):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="table | effects | grid | score | tsne")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="table | effects | ... | predict")
     for name, told in (
         ("table", "markdown, with the paired difference to CE per seed"),
         ("effects", "all paired differences CE + SCL (0.9, 0.3) minus CE, with the paper's"),
         ("grid", "heat map of mean validation accuracy over lam x tau"),
         ("score", "accuracy, macro-F1, MCC, confusion; cosines and silhouette of features"),
         ("tsne", "t-SNE of the test features, a panel a run"),
+        ("predict", "class and probability of each text, tab separated"),
     ):
         command = commands.add_parser(name, help=told)
         if name in ("score", "tsne"):
             command.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint folder")
             command.add_argument("--task", help="another task than the run's own")
             command.add_argument("--data-dir", help="where its GLUE files are (default: as the run had it)")
-            command.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+        elif name == "predict":
+            command.add_argument("run", metavar="RUN", help="checkpoint folder")
+            command.add_argument("file", nargs="?", default="/dev/stdin", metavar="FILE", help="a text a line, or two "
+                                 "with a tab between (default: standard input)")
         else:
             command.add_argument("files", nargs="+", metavar="RESULTS.jsonl")
+        if name in ("score", "tsne", "predict"):
+            command.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
         if name in ("effects", "grid", "tsne"):
             command.add_argument("-o", "--output", required=True, metavar="FIG.png")
     args = parser.parse_args(argv)
@@ -544,7 +551,7 @@ def grid_cells(files: list[str]) -> tuple[dict[tuple, Arm], Arm]:
     return cells, {seed: ce[seed] for seed in arm} if set(arm) <= set(ce) else {}
 
 
-# ------------------------------------------------------------ checkpoints: score, tsne
+# ------------------------------------------------------------ checkpoints: score, tsne, predict
 
 
 def read_checkpoint(folder: str) -> dict:
@@ -558,8 +565,8 @@ def read_checkpoint(folder: str) -> dict:
     return checked(record, CHECKPOINT, f"argument RUN: {file}")
 
 
-def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None):
-    """Class names, class logits (N, C) and features (N, D); names that are numbers are the checkpoint's own."""
+def answer(folder: str, record: dict, names: tuple[str, ...] | None, split: Split, device: str | None):
+    """Class names, class logits (N, C) and features (N, D); names None, or numbers, are the checkpoint's own."""
     import transformers
 
     from finetune import check_vocabulary, load_config, load_model, load_tokenizer, pick_device, predict
@@ -567,7 +574,7 @@ def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, devi
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     own = tuple(map(str, load_config(folder).id2label.values()))
-    if names == tuple(map(str, range(len(own)))):
+    if names is None or names == tuple(map(str, range(len(own)))):
         names = own
     tokenizer = load_tokenizer(folder, record["pooling"])
     model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"], record["max_length"])
@@ -725,9 +732,26 @@ def add_legend(panel, names: tuple[str, ...]) -> None:
         text.set_text(printable(name, 24))
 
 
+def predict(args: argparse.Namespace) -> None:
+    record = read_checkpoint(args.run)
+    with blame("FILE", args.file, "a text a line, in UTF-8"):
+        lines = Path(args.file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    rows = [tuple(line.split("\t")) for line in lines]
+    columns = len(TASKS[record["task"]].hub_text) if record["task"] in TASKS else len(rows[0])
+    for number, row in enumerate(rows, start=1):
+        if len(row) != columns:
+            raise Mistake(f"argument FILE: {args.file}, line {number}: {len(row)} texts, a tab between, for {columns}")
+    split = Split(rows, np.zeros(len(rows), dtype=int))
+    names, class_logits, _ = answer(args.run, record, None, split, args.device)
+    for probabilities in softmax(class_logits, axis=1):
+        best = probabilities.argmax()
+        print(f"{printable(names[best])}\t{probabilities[best]:.4f}")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    commands = {"table": table, "effects": effects, "grid": grid, "score": score, "tsne": tsne}
+    commands = {"table": table, "effects": effects, "grid": grid, "score": score, "tsne": tsne,
+                "predict": predict}
     try:
         commands[args.command](args)
     except (Mistake, OSError) as error:
