@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="table | effects | ... | predict")
+    commands = parser.add_subparsers(dest="command", required=True,
+                                     metavar="table | effects | grid | score | tsne | predict")
     for name, told in (
         ("table", "markdown, with the paired difference to CE per seed"),
         ("effects", "all paired differences CE + SCL (0.9, 0.3) minus CE, with the paper's"),
@@ -153,8 +154,9 @@ def check_fit(record: dict, arm: Arm, arms: dict[tuple, Arm]) -> None:
         other = of_arm if name in TUNED else of_setting
         if record[name] != other[name]:
             line = json.dumps({name: record[name]})[1:-1]
+            way_out = f"give each an --out of its own, or pick one: grep '{line},' {file} > one.jsonl"
             raise Mistake(f"{what} mixes {name} {other[name]} (in {other['file']}) and {record[name]} (in {file}); "
-                          f"give each an --out of its own, or pick one: grep '{line},' {file} > one.jsonl")
+                          + (way_out if file == other["file"] else "read these files one by one"))
     if other := arm.get(record["seed"]):
         raise Mistake(f"{what} has seed {record['seed']} twice, {other['run']} (in {other['file']}) and "
                       f"{record['run']} (in {file}); keep one")

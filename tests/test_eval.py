@@ -332,6 +332,11 @@ def test_the_way_out_of_a_mixture_works(tmp_path, capsys):
     assert len(rows(capsys, tmp_path / "one.jsonl")) == 2
 
 
+def test_the_way_out_of_a_mixture_of_files(tmp_path, capsys):
+    files = [write(tmp_path, *pairs([0.1], steps=steps), name=f"{steps}.jsonl") for steps in (100, 200)]
+    assert "mixes steps 100" in (told := mistake(capsys, "table", *files)) and "read these files one by one" in told
+
+
 def test_one_run_in_two_files_counts_once_and_two_of_one_seed_are_refused(tmp_path, capsys):
     records = [fake(seed, 0, 0.8) for seed in range(3)]
     files = [write(tmp_path, *records[:2], name="a.jsonl"), write(tmp_path, *records, name="b.jsonl")]
