@@ -767,4 +767,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # of letters that it cannot show
     sys.exit(main())

@@ -240,6 +240,16 @@ def test_text_in_a_record_cannot_break_a_table_or_a_terminal(tmp_path, capsys):
     assert row["task"] == r"a\|b\n\x1b[31mc"
 
 
+@pytest.mark.parametrize("redirection", ["", ">&-"])
+def test_a_terminal_that_knows_ascii_alone_and_none_at_all(tmp_path, redirection):
+    file = write(tmp_path, *pairs([0.1, 0.2], task="schön"))
+    command = f"{sys.executable} {evaluate.__file__} table {file} {redirection}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and not done.stderr
+    assert redirection or r"| sch\xf6n |" in done.stdout
+
+
 # ------------------------------------------------------------ the mean over settings
 
 
