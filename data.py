@@ -305,22 +305,20 @@ def read_table(file: Path, header: tuple[str, ...] | None) -> Iterator[tuple[int
     csv.field_size_limit(sys.maxsize)
     if file.suffix == ".tsv":
         lines = (line.removesuffix("\r").replace("\r", " ") for line in read_text(file).split("\n"))
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.DictReader(lines, header, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(read_text(file), newline=""), header, strict=True)
+    columns = list(reader.fieldnames or [])
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise Mistake(f"{file} has the column {printable(twice[0])} twice; keep one")
     try:
-        columns = header or tuple(next(reader, []))
-        if twice := [column for column in columns if columns.count(column) > 1]:
-            raise Mistake(f"{file} has the column {printable(twice[0])} twice; keep one")
-        for values in filter(None, reader):
-            if tuple(values) == columns:
+        for row in reader:
+            if list(row.values()) == columns:
                 raise Mistake(f"{file}, line {reader.line_num} is the header again; expected a row")
-            row = dict.fromkeys(columns) | dict(zip(columns, values, strict=False))
-            if len(values) > len(columns):
-                row[None] = values[len(columns) :]
             yield reader.line_num, row
     except csv.Error as error:
-        raise Mistake(f"{file}, line {reader.line_num}: {error}; expected text with commas in double quotes") from None
+        line = reader.reader.line_num
+        raise Mistake(f"{file}, line {line}: {error}; expected text with commas in double quotes") from None
 
 
 def read_jsonl(file: Path, header: None) -> Iterator[tuple[int, dict]]:

@@ -142,7 +142,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         data.find_files(args.task, args.data_dir)
         check_model_folder(args.model, args.pooling == "cls" and not args.ce_temperature)
         check_out(Path(args.out))
-        args.task, args.model = one_spelling(args.task), one_spelling(args.model)
     except (Mistake, OSError) as mistake:  # a path that cannot even be looked at
         parser.error(str(mistake))
     return args
@@ -198,14 +197,6 @@ def check_out(out: Path) -> None:
         tempfile.TemporaryFile(dir=written).close()
     except OSError as error:
         raise Mistake(f"argument --out: {written} cannot be written ({error.strerror}); choose another") from None
-
-
-def one_spelling(name: str) -> str:
-    """A relative folder in one spelling; ./demo stays what it is, a folder."""
-    if name == "demo" or name in TASKS or not os.path.isdir(name):
-        return name
-    path = os.path.normpath(name)
-    return f"./{path}" if path == "demo" or path in TASKS else path
 
 
 if __name__ == "__main__":

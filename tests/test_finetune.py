@@ -87,14 +87,6 @@ def test_a_torn_line_is_reported_and_the_next_record_is_whole(tmp_path, capsys):
     assert "line 2 is no record: left out" in capsys.readouterr().err
 
 
-def test_a_folder_spelt_otherwise_is_the_same_run(tmp_path, own, capsys):
-    folder = own(train=[(text, i % 2) for i, text in enumerate(sentences(40))], test=[("so", 0), ("not so", 1)])
-    flags = ["--model", "demo", "--shots", "8", "--max-steps", "2", "--out", str(tmp_path / "out"), "--task"]
-    for spelling in (f"{folder}", f"{folder}/", f"{folder.parent}/./own"):
-        assert finetune.main([*flags, spelling]) == 0
-    assert len(data.read_records(tmp_path / "out" / "results.jsonl")) == 1
-
-
 def test_a_folder_named_like_a_built_in_is_not_taken_for_it(tmp_path, own, monkeypatch):
     own(train=[(text, "abc"[i % 3]) for i, text in enumerate(sentences(60))], test=[("so", "a"), ("not", "b")])
     (tmp_path / "own").rename(tmp_path / "demo")
