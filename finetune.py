@@ -275,16 +275,16 @@ def fetch_model(model: str) -> str:
     if model == "demo" or os.path.isdir(model):
         return model
     data.connect_hub()
-    files = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+    files = ["*.json", "*.txt", "*.model", "model*.safetensors", "head.safetensors"]
     with blame("--model", model, "a hub id or a folder"):
         return huggingface_hub.snapshot_download(model, allow_patterns=files)
 
 
-def load_config(source: str, **settings):
+def load_config(source: str):
     """Of a model's own config, what would change how it is called does not count, nor does a kernel from the hub."""
     ours = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "attn_implementation": None}
     with blame("--model", source, "a folder that save_pretrained wrote"):
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **ours, **settings)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **ours)
     if config.is_encoder_decoder:
         raise Mistake(f"argument --model: {source} is an encoder-decoder; choose an encoder")
     return config
@@ -349,7 +349,7 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
             pad_token_id=tokenizer.pad_token_id)
     else:
         config = load_config(source)
-    names_of_source = tuple(config.id2label.values())
+    names_of_source = tuple(dict(sorted(config.id2label.items())).values())
     adapt_config(config, label_names, dropout)
 
     if source == "demo":
@@ -429,6 +429,7 @@ def check_model(model: Model, source: str) -> None:
             raise Mistake(f"argument --model: the classifier of {source} reads other tokens than the first, which SCL "
                           "would not see; choose --pooling mean")
     model.hidden = None
+
 
 # ------------------------------------------------------------ training
 
