@@ -94,7 +94,7 @@ def table() -> None:
         rows.append([task, shots, method, evaluate.percent(test.mean(), test.std(ddof=1)), len(arm)])
         for key in (evaluate.CE, evaluate.CE_SCL):
             differences = evaluate.paired_differences(tuned[task, shots][key], arm, "train", "test")
-            rows[-1].append(evaluate.interval(differences))
+            rows[-1].append(evaluate.difference(*evaluate.t_interval(differences)))
     evaluate.print_table(["task", "shots", "instead", "all seeds", "n", "CE minus it [95 %]",
                           "CE + SCL minus it [95 %]"], rows)
 
