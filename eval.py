@@ -635,14 +635,14 @@ def measure(labels: np.ndarray, predicted: np.ndarray, features: np.ndarray) -> 
     from sklearn.metrics import f1_score, matthews_corrcoef, silhouette_score
 
     within, between = cosines(features, labels)
-    has_two = 1 < len(set(labels)) < len(labels)
+    classes = len(set(labels))
     return {
         "accuracy": np.mean(labels == predicted),
         "macro-F1": f1_score(labels, predicted, average="macro"),
-        "MCC": matthews_corrcoef(labels, predicted),
+        "MCC": matthews_corrcoef(labels, predicted) if classes > 1 else np.nan,
         "cosine within a class": within,
         "between classes": between,
-        "silhouette": silhouette_score(features, labels, metric="cosine") if has_two else np.nan,
+        "silhouette": silhouette_score(features, labels, metric="cosine") if 1 < classes < len(labels) else np.nan,
     }
 
 

@@ -590,7 +590,7 @@ def test_score_refuses_classes_of_other_names(checkpoints, own, capsys):
 def test_score_of_one_class(checkpoints, own, capsys):
     folder = own(train=[("so dull", 0), ("great", 1)], test=[("a great plot", 1), ("a fresh cast", 1)])
     summary, _ = tables(capsys, "score", checkpoints["cls"], "--task", folder)
-    assert summary[0]["silhouette"] == "nan"
+    assert summary[0]["silhouette"] == summary[0]["MCC"] == summary[0]["between classes"] == "nan"
 
 
 @pytest.fixture
