@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Prints commands, one a line, of the experiments named (tuning few-shot same-length grid noise full transfer batch-size)
-# or of all.
+# Prints commands, one a line, of the experiments named (tuning few-shot same-length grid noise full transfer batch-size
+# base-tuning base) or of all.
 # Those that have run left NAME.jsonl or NAME/results.jsonl in this folder.
 #
 #     bash results/experiments.sh tuning | bash
 #     bash results/experiments.sh few-shot grid | OMP_NUM_THREADS=1 xargs -P 2 -I{} sh -c "{}"    # two at a time
 #
-# A record that exists in runs/NAME is not computed again, so what was cut off goes on where it stopped. `glue`, `transfer` and
-# `all-MiniLM-L6-v2` are folders, or links to them.
+# A record that exists in runs/NAME is not computed again, so what was cut off goes on where it stopped. `glue`, `transfer`,
+# `all-MiniLM-L6-v2` and `all-mpnet-base-v2` are folders, or links to them.
 set -euo pipefail
 
 run() {
@@ -105,6 +105,24 @@ batch-size() {
     done
 }
 
-for experiment in ${*:-tuning few-shot same-length grid noise full transfer batch-size}; do
+# A base-size encoder, as long for both methods; the learning rate of each by its own trials, on seeds of their own.
+of_base="--max-steps 150 --eval-every 30"
+
+base-tuning() {
+    for lr in 1e-5 2e-5 5e-5; do
+        model=all-mpnet-base-v2 run --task sst2 --shots 100 --seed 100 101 --lam 0 0.9 --tau 0.3 --lr $lr $of_base
+    done
+}
+
+base() { # pair by pair, so that what time leaves out is left out of both
+    for seed in $(seeds 10); do
+        for shots in 100 20; do
+            model=all-mpnet-base-v2 run --task sst2 --shots $shots --seed $seed --lam 0 --lr 2e-5 $of_base --save
+            model=all-mpnet-base-v2 run --task sst2 --shots $shots --seed $seed --lam 0.9 --tau 0.3 --lr 1e-5 $of_base --save
+        done
+    done
+}
+
+for experiment in ${*:-tuning few-shot same-length grid noise full transfer batch-size base-tuning base}; do
     $experiment
 done
