@@ -674,6 +674,7 @@ def anywhere(flag: bool, device: torch.device) -> bool:
     dist.all_reduce(flags)
     return bool(flags)
 
+
 # ------------------------------------------------------------ one run: train, test, one record, one checkpoint
 
 
@@ -881,8 +882,7 @@ def sweep(args: argparse.Namespace) -> None:
             if not RANK:
                 append_record(results, record)
                 state.unlink(missing_ok=True)
-            print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
-                  "{seconds:.0f} s".format(**record))
+            conclude(record, splits[2], rows.label_names)
             print(f"record in {results}, checkpoint {f'in {folder}' if keep else 'not kept, for want of --save'}")
     if failures:
         raise Mistake("; ".join(failures) + "; try a smaller --lr")
@@ -924,6 +924,16 @@ def describe(config: dict, model: Model, splits: tuple[Split, ...], names: tuple
         print(f"  warning: only {len(splits[1])} validation examples, which choose the checkpoint")
     if config["model"] == "demo":
         print("  a smoke run, not a result: this tiny encoder starts from random weights")
+
+
+def conclude(record: dict, test: Split, names: tuple[str, ...]) -> None:
+    sizes = np.bincount(test.labels, minlength=len(names))
+    largest, share = printable(names[sizes.argmax()]), sizes.max() / len(test)
+    print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
+          "{seconds:.0f} s".format(**record) + f"; of test {share:.3f} are {largest}")
+    fallen, range_of_scl = (record.get("scl_collapsed", 0) - record.get(name, 0) for name in ("scl", "scl_lowest"))
+    if fallen < 0.1 * range_of_scl:
+        print("  warning: scl ended near its collapsed value, so it was hardly fitted: more steps, or a larger --lr")
 
 
 def pick_device(name: str | None, precision: str = "fp32") -> torch.device:

@@ -65,6 +65,13 @@ def test_batches_that_cannot_contrast_are_said(tmp_path, capsys):
     assert record["scl"] == 0 and "no batch of three or more held two of a class" in capsys.readouterr().out
 
 
+def test_a_run_that_ends_collapsed_says_so(tmp_path, capsys):
+    for steps, said in ((4, True), (200, False)):
+        run(tmp_path, "--shots", 20, "--max-steps", steps)
+        printed = capsys.readouterr().out
+        assert ("scl ended near its collapsed value" in printed) == said and "of test 0.510 are negative" in printed
+
+
 def test_lam_0_has_neither_tau_nor_scl(tmp_path):
     (record,) = run(tmp_path, "--shots", 20, "--lam", 0)
     assert record["tau"] is None and not [name for name in record if name.startswith("scl")]
