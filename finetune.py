@@ -353,22 +353,24 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
     adapt_config(config, label_names, dropout)
 
     if source == "demo":
-        backbone, random = auto.from_config(config), set()
+        backbone, new_weights = auto.from_config(config), set()
     else:
         with blame("--model", source, "a folder that save_pretrained wrote, with model.safetensors"):
             backbone, info = auto.from_pretrained(
                 source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, trust_remote_code=False)
-        random = {f"backbone.{name}" for name in (*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]))}
+        lacking = (*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"]))
+        new_weights = {f"backbone.{name}" for name in lacking}
     head = None if own_classifier else nn.Linear(config.hidden_size, len(label_names))
     model = Model(backbone, tokenizer, head, pooling, ce_temperature, min(max_length, tokenizer.model_max_length))
 
     encoder = {name for name, _ in model.named_parameters()} - model.classifier_names()
-    if lacking := encoder & random:
-        raise Mistake(f"argument --model: {source} lacks {len(lacking)} weights of its encoder, or has them in other "
-                      f"shapes, such as {min(lacking).removeprefix('backbone.')}; save it anew by save_pretrained")
-    trained = load_head(source, head) if head else source != "demo" and not random
-    model.classifier_is_new = not (trained and match_classes(model.last_layer(), names_of_source, label_names))
+    if new_in_encoder := encoder & new_weights:
+        one = min(new_in_encoder).removeprefix("backbone.")
+        raise Mistake(f"argument --model: {source} lacks {len(new_in_encoder)} weights of its encoder, or has them in "
+                      f"other shapes, such as {one}; save it anew by save_pretrained")
+    trained = load_head(source, head) if head else source != "demo" and not new_weights
+    model.classifier_is_new = not (trained and reorder_or_reset(model.last_layer(), names_of_source, label_names))
     check_model(model, source)
     return model
 
@@ -398,8 +400,10 @@ def load_head(source: str, head: nn.Linear) -> bool:
 
 
 @torch.no_grad()
-def match_classes(layer: nn.Linear, names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
-    """Puts the rows of a trained classifier into the order wanted; other names make it a new, random one."""
+def reorder_or_reset(layer: nn.Linear, names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Puts the rows of a trained classifier into the order wanted; for other names it becomes a new, random one."""
+    if names == wanted:
+        return True
     names, wanted = (tuple(str(name).casefold().replace("-", "_") for name in either) for either in (names, wanted))
     if len(set(names)) < len(names) or set(names) != set(wanted):
         layer.reset_parameters()
@@ -433,10 +437,12 @@ def check_model(model: Model, source: str) -> None:
 
 # ------------------------------------------------------------ training
 
-RANK, WORLD_SIZE = 0, 1  # of one process; torchrun starts several
+# torchrun starts several processes, the ranks. Each takes its share of every batch (`fit`), sees what all of them made
+# of theirs (`Training.objective`), and takes its share of an evaluation (`predict`); the first alone writes and tells.
+RANK, WORLD_SIZE = 0, 1
 if dist.is_torchelastic_launched():
     RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-HIDDEN = True if RANK else None  # a progress bar; None: where there is no terminal
+NO_BAR = True if RANK else None  # None: where there is no terminal
 TERMINATED: list[int] = []  # not empty: SIGTERM came, and the step is finished first
 
 
@@ -476,7 +482,7 @@ def predict(model: Model, split: Split, precision: str = "fp32") -> tuple[np.nda
     order = np.argsort([sum(map(len, row)) for row in split.texts], kind="stable")
     outputs = torch.zeros(len(split), classes + width, device=device)
     starts = range(RANK * EVAL_BATCH, len(order), WORLD_SIZE * EVAL_BATCH)
-    for start in tqdm(starts, "evaluating", disable=HIDDEN, leave=False, delay=5):
+    for start in tqdm(starts, "evaluating", disable=NO_BAR, leave=False, delay=5):
         rows = order[start : start + EVAL_BATCH]
         tokens = model.tokens([split.texts[row] for row in rows])
         with autocast(device, precision):
@@ -487,6 +493,9 @@ def predict(model: Model, split: Split, precision: str = "fp32") -> tuple[np.nda
     return results[:, :classes], results[:, classes:]
 
 
+LOGGED = ("loss", "ce", "scl", "scl_lowest", "scl_collapsed")
+
+
 class Training:
     """A model in training, and all that changes; between two steps `save` writes it, and `load` goes on from there."""
 
@@ -495,7 +504,8 @@ class Training:
         self.device = model.backbone.device
         self.lam, self.tau = 0.0 if classifier_only else config["lam"], config["tau"]
         self.optimizer = make_optimizer(model, config, classifier_only)
-        warmup = min(round(config["warmup_ratio"] * config["steps"]), config["steps"] - 1)  # its first step has rate 0
+        warmup = round(config["warmup_ratio"] * config["steps"])  # its first step has rate 0
+        warmup = min(warmup, config["steps"] - 1)
         self.schedule = transformers.get_linear_schedule_with_warmup(self.optimizer, warmup, config["steps"])
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
         self.network = nn.parallel.DistributedDataParallel(model) if WORLD_SIZE > 1 else model
@@ -503,8 +513,8 @@ class Training:
             self.network = torch.compile(self.network, dynamic=True)
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None, "validation_accuracies": []}
-        self.step = 0  # this one, or the last that was done
-        self.sums = torch.zeros(5, device=self.device)  # of what `objective` logs, since the last validation
+        self.step = 0  # the last that has begun
+        self.sums = torch.zeros(len(LOGGED), device=self.device)  # since the last validation
         self.started = time.perf_counter()
 
     def forward(self, texts: list[tuple[str, ...]], piece: int = 0) -> tuple[Tensor, Tensor]:
@@ -519,7 +529,7 @@ class Training:
             return self.network(**tokens)
 
     def objective(self, class_logits: Tensor, features: Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Eq. 1 on the batch of all ranks; and, to be logged, (5,): itself, CE, SCL, lowest and collapsed SCL."""
+        """Eq. 1 on the batch of all ranks, as `ce_scl_loss` has it; and its parts, `LOGGED`."""
         own = class_logits.float(), features.float(), torch.from_numpy(labels).to(self.device)
         class_logits, features, classes = gather_batch(*own)
         ce = F.cross_entropy(class_logits, classes)  # Eq. 2
@@ -547,28 +557,28 @@ class Training:
             # DistributedDataParallel averages over the ranks once, with the last piece.
             early = WORLD_SIZE > 1 and number + 1 < len(pieces)
             with self.network.no_sync() if early else contextlib.nullcontext():
-                torch.autograd.backward(self.forward(texts, number), cached)
+                again = self.forward(texts, number)
+                sum((output * gradient).sum() for output, gradient in zip(again, cached, strict=True)).backward()
         return logged
 
-    def mean_losses(self) -> list[float]:
-        """What `objective` logs, since the last validation; reading it waits for the device."""
+    def mean_losses(self) -> dict[str, float]:
+        """What is logged, mean over the steps since the last validation; reading it waits for the device."""
         every = self.config["eval_every"]
-        means = (self.sums / (self.step % every or every)).tolist()
-        if not math.isfinite(means[0]):
+        means = dict(zip(LOGGED, (self.sums / (self.step % every or every)).tolist(), strict=True))
+        if not math.isfinite(means["loss"]):
             raise Diverged("the loss is not finite")
         return means
 
     def validate(self, validation: Split) -> str:
         """Notes the losses, the accuracy, and the weights if they are the best so far; returns a line."""
-        result = self.result
-        _, ce, *scl = self.mean_losses()
+        result, losses = self.result, self.mean_losses()
         self.sums.zero_()
-        result["ce"] = ce
-        text = f"step {self.step}/{self.config['steps']}  ce {ce:.3f}"
+        result["ce"] = losses["ce"]
+        text = f"step {self.step}/{self.config['steps']}  ce {losses['ce']:.3f}"
         if self.lam:
-            result |= dict(zip(("scl", "scl_lowest", "scl_collapsed"), scl, strict=True))
-            text += "  scl {:.3f} (lowest {:.3f}, collapsed {:.3f})".format(*scl)
-            if not any(scl):
+            result |= {name: losses[name] for name in ("scl", "scl_lowest", "scl_collapsed")}
+            text += "  scl {scl:.3f} (lowest {scl_lowest:.3f}, collapsed {scl_collapsed:.3f})".format(**losses)
+            if losses["scl_collapsed"] == 0:
                 text += ": no batch of three or more held two of a class"
         if self.lam == 1:
             return text
@@ -601,12 +611,12 @@ class Training:
         with blame("--save-every", file, "the state of this run; delete it to begin anew"):
             if damaged := zipfile.ZipFile(file).testzip():  # each part has a checksum
                 raise ValueError(f"{damaged} is damaged")
-            state = torch.load(file, map_location=model.backbone.device, weights_only=True)
-            self = cls(model, config, state["plain"]["classifier_only"])
-            for name, values in state["modules"].items():
-                getattr(self, name).load_state_dict(values)
-            vars(self).update(state["plain"], started=self.started - state["seconds"])
-            self.best_weights = {name: weight.cpu() for name, weight in self.best_weights.items()}
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        self = cls(model, config, state["plain"]["classifier_only"])
+        for name, values in state["modules"].items():
+            getattr(self, name).load_state_dict(values)
+        vars(self).update(state["plain"], started=self.started - state["seconds"])
+        self.sums = self.sums.to(self.device)
         return self
 
 
@@ -616,7 +626,9 @@ def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.o
     for name, parameter in model.named_parameters():
         if classifier_only and name not in classifier:
             parameter.requires_grad_(False)
-        lr, decay = config["head_lr" if name in classifier else "lr"], config["weight_decay"] * (parameter.ndim > 1)
+        lr = config["head_lr" if name in classifier else "lr"]
+        left_alone = name in classifier and config["lam"] == 1 and not classifier_only  # SCL does not reach it
+        decay = 0.0 if left_alone or parameter.ndim == 1 else config["weight_decay"]
         groups.setdefault((lr, decay), {"lr": lr, "weight_decay": decay, "params": []})["params"].append(parameter)
     return torch.optim.AdamW(groups.values(), betas=(0.9, 0.98), eps=1e-6, fused=True)
 
@@ -631,7 +643,7 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
     config, steps, done = training.config, training.config["steps"], training.step
     order = batches(train.labels, config["batch_size"], config["sampler"], np.random.default_rng(config["seed"]))
     order = itertools.islice(order, done, None)
-    bar = tqdm(range(done + 1, steps + 1), config["run"], steps, initial=done, disable=HIDDEN, leave=False)
+    bar = tqdm(range(done + 1, steps + 1), config["run"], steps, initial=done, disable=NO_BAR, leave=False)
     for step in bar:
         training.step = step
         training.model.train(not training.classifier_only)
@@ -654,7 +666,8 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
         look = validate or save or step % READ_EVERY == 0
         terminated = (look or WORLD_SIZE == 1) and anywhere(bool(TERMINATED), training.device)
         if look or terminated:
-            bar.set_postfix(loss=f"{training.mean_losses()[0]:.3f}", validation=training.result["validation_accuracy"])
+            loss = training.mean_losses()["loss"]
+            bar.set_postfix(loss=f"{loss:.3f}", validation=training.result["validation_accuracy"])
         if validate:
             bar.write(training.validate(validation))
         if state and (save or terminated) and not RANK:
@@ -688,6 +701,7 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], folder: Path | No
         print(f"going on from step {training.step}, which {state} has")
     else:
         training = Training(model, config)
+    signal.signal(signal.SIGTERM, lambda number, _: TERMINATED.append(number))  # elsewhere it ends the process at once
     try:
         fit(training, train, validation, state, save_every)
         if config["lam"] == 1 and not training.classifier_only:
@@ -704,6 +718,7 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], folder: Path | No
             kept = f"; {folder} keeps step {best_step}, the best before"
         raise Diverged(f"{config['run']}: {diverged} by step {training.step}{kept}") from None
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     record = config | training.result | test_metrics(model, test, config["precision"])
     record |= {
         "seconds": round(time.perf_counter() - training.started, 1),
@@ -767,6 +782,7 @@ def save_checkpoint(folder: Path, model: Model, record: dict) -> None:
     accuracy = {split: "none" if (value := record.get(f"{split}_accuracy")) is None else f"{value:.3f}"
                 for split in ("validation", "test")}
     facts = record | accuracy | {"method": data.method_name(record), "loading": LOADING[model.head is None]}
+    card = MODEL_CARD.format(**facts)
     with whole(folder) as part:
         part.mkdir()
         model.backbone.save_pretrained(part)
@@ -774,14 +790,17 @@ def save_checkpoint(folder: Path, model: Model, record: dict) -> None:
             save_file(model.head.state_dict(), part / "head.safetensors")
         model.tokenizer.save_pretrained(part)
         (part / "record.json").write_text(json.dumps(record) + "\n")
-        (part / "README.md").write_text(MODEL_CARD.format(**facts), encoding="utf-8")
+        (part / "README.md").write_text(card, encoding="utf-8")
         for file in part.iterdir():
             shutil.copymode(part / "record.json", file)  # safetensors writes for the owner alone
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file or folder, which then takes the place of `path`: a kill leaves the one or the other."""
+    """Where to write a file or folder, which then takes the place of `path`. A kill leaves the old one or the new one.
+
+    (Of a folder, which cannot be replaced in one go, for a moment as .NAME.old.)
+    """
     part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(part)  # of one who was killed here
@@ -972,7 +991,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not data.is_out_of_memory(error):
             raise
-        message = "out of memory; a smaller --micro-batch-size gives the same gradient"
+        message = "out of memory; --micro-batch-size with a smaller number needs less, for the same batch"
     except KeyboardInterrupt:
         print(f"interrupted: the same command goes on with the runs that {args.out} lacks, in this one from where "
               "--save-every saved it last, else from its start", file=sys.stderr)
@@ -983,7 +1002,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda number, _: TERMINATED.append(number))
     if sys.stdout is None:  # closed by who started this
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # a log grows line by line, piped too

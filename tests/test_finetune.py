@@ -156,7 +156,7 @@ def snapshot(model):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_scl_trains_the_encoder_and_not_the_classifier(pooling):
     """Two public re-implementations compute SCL on detached features: they would change no weight here."""
-    model, *rest = parts(pooling, lam=1)
+    model, *rest = parts(pooling, lam=1, weight_decay=0.1)
     before = snapshot(model)
     fit(model, *rest)
     moved = changed(model, before)
@@ -667,6 +667,13 @@ def test_the_same_classes_in_another_order_keep_their_classifier(checkpoints, tm
     assert not model.classifier_is_new and model.backbone.config.id2label == {0: "negative", 1: "positive"}
     test = data.demo_data().test
     assert np.allclose(finetune.predict(model, test)[0], finetune.predict(plain, test)[0], atol=1e-5)
+
+
+def test_classes_that_differ_in_case_alone_keep_their_classifier(checkpoints, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints["cls"], folder)
+    edit_config(folder, id2label={0: "a", 1: "A"}, label2id={"a": 0, "A": 1})
+    assert not finetune.load_model(str(folder), "cls", ("a", "A"), demo_tokenizer(), 0.0).classifier_is_new
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

@@ -106,6 +106,14 @@ def test_two_ranks_give_the_losses_of_one_process(tmp_path, flags):
         assert (tmp_path / "two" / two["run"] / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_micro_batches_go_through_both_stages_of_lam_1(tmp_path, pooling):
+    flags = ("--shots", 20, "--lam", 1, "--dropout", 0, "--pooling", pooling)
+    (whole,) = run(tmp_path / "whole", *flags)
+    (pieces,) = run(tmp_path / "pieces", *flags, "--micro-batch-size", 5)
+    assert (pieces["ce"], pieces["scl"]) == pytest.approx((whole["ce"], whole["scl"]), rel=1e-3)
+
+
 def test_a_batch_that_cannot_be_shared_out(tmp_path):
     _, error = finish(demo(tmp_path, "--shots", "40", "--batch-size", "15", ranks=2), code=1)  # torchrun's own code
     assert "argument --batch-size: expected a multiple of 2, one share a process, got 15" in error
