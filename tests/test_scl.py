@@ -575,8 +575,9 @@ def test_lowest_is_attained_by_a_simplex(classes, each, temperature):
     assert collapsed.item() == pytest.approx(math.log(classes * each - 1))
 
 
-def test_lowest_is_attained_by_two_classes_of_any_sizes():
-    labels = torch.tensor([0] * 5 + [1] * 2)
+@pytest.mark.parametrize("sizes", [(5, 2), (2, 5)])
+def test_lowest_is_attained_by_two_classes_of_any_sizes(sizes):
+    labels = torch.tensor([0, 1]).repeat_interleave(torch.tensor(sizes))
     features = torch.where(labels[:, None] == 0, 1.0, -1.0).double()
     assert scl_bounds(labels)[0].item() == pytest.approx(scl_loss(features, labels).item(), abs=1e-5)
 
