@@ -634,7 +634,7 @@ def test_bounds_without_positives_are_zero(labels):
 # ------------------------------------------------------------ errors
 
 
-@pytest.mark.parametrize("temperature", [0, -0.3, math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0, -0.3, math.nan, math.inf, float("inf")])
 def test_bad_temperature(temperature):
     features, labels = batch()
     for call in (lambda: scl_loss(features, labels, temperature), lambda: scl_bounds(labels, temperature)):
@@ -707,7 +707,7 @@ def test_bad_chunk_size(chunk_size):
         scl_loss(*batch(), chunk_size=chunk_size)
 
 
-@pytest.mark.parametrize("label", [-100, -1, 3])
+@pytest.mark.parametrize("label", [-126, -100, -65, -63, -61, -2, -1, 3, 61])
 def test_no_label_outside_the_classes(label):
     features, labels = batch()
     class_logits, labels = torch.zeros(len(labels), 3), torch.full_like(labels, 1)
