@@ -80,6 +80,20 @@ def test_the_gradient_of_a_sum(tmp_path):
         assert torch.equal(gradient, torch.full((3, 2), 2.0))
 
 
+def twice(rank, ranks):
+    own = torch.ones(3, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gather_batch(own)[0].square().sum(), own, create_graph=True)
+    try:
+        gradient.sum().backward()
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_a_second_derivative_is_refused(tmp_path):
+    for message in spawn(twice, 2, tmp_path):
+        assert "once_differentiable" in message
+
+
 def test_gradients_are_summed_over_the_losses_of_the_ranks(tmp_path):
     results = spawn(own_anchors, 2, tmp_path)
     expected = torch.cat([torch.arange(6.0).reshape(3, 2).T * (rank + 1) for rank in range(2)])

@@ -626,6 +626,10 @@ def test_the_default_dtype_plays_no_part():
         assert x.dtype == torch.float32 and x == y
 
 
+def test_bounds_of_two_of_one_class_are_zero():
+    assert [bound.item() for bound in scl_bounds(torch.tensor([7, 7]))] == [0, 0]
+
+
 @pytest.mark.parametrize("labels", [[], [0], [0, 1, 2]])
 def test_bounds_without_positives_are_zero(labels):
     assert [bound.item() for bound in scl_bounds(torch.tensor(labels, dtype=torch.long))] == [0, 0]
