@@ -664,6 +664,8 @@ def test_features_of_another_shape(shape):
 def test_bounds_need_a_row_of_labels():
     with pytest.raises(ValueError, match=r"labels must have shape \(N,\), got \(4, 1\)"):
         scl_bounds(torch.zeros(4, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"labels must have shape \(N,\), got \(\)"):
+        scl_bounds(torch.tensor(3))
 
 
 @pytest.mark.parametrize("make", [list, np.array])
