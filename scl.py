@@ -81,7 +81,7 @@ class _Blocks(torch.autograd.Function):
     With u = z / sqrt(tau), logits s_ij = u_i.u_j, l_i = log sum_{k != i} exp(s_ik), and g_i what comes in for loss_i:
         loss_i = l_i - mean_{j in P(i)} s_ij
         d loss_i / d s_ij = exp(s_ij - l_i) - [j in P(i)] / |P(i)|, the softmax minus the target.
-    s_ij = s_ji is in loss_i and in loss_j. Their sum W is symmetric, so that row i of s is all that row i of it needs:
+    s_ij = s_ji is in loss_i and in loss_j. Their sum W is symmetric, so that row i of s is all that row i of W needs:
         W_ij = g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|
         dL/du_i = sum_j W_ij u_j
     """
@@ -96,7 +96,8 @@ class _Blocks(torch.autograd.Function):
             losses[rows] = -(positives * log_prob).sum(dim=1, keepdim=True) / num_positives[rows].clamp(min=1)
         ctx.chunk_size = chunk_size
         ctx.save_for_backward(u, labels, num_positives, log_denominator)
-        return losses[:, 0], num_positives
+        ctx.mark_non_differentiable(num_positives)
+        return losses[:, 0].clone(), num_positives  # a view could not be changed in place
 
     @staticmethod
     def backward(ctx, grad, _):

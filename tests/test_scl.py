@@ -168,6 +168,16 @@ def test_second_order_along_large_vectors(n):
     torch.testing.assert_close(hessian[1], -1e3 * gradient)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_the_losses_may_be_changed_in_place(chunk_size):
+    features, labels = batch()
+    gradients = []
+    for weigh in (lambda losses: losses.mul_(2), lambda losses: losses * 2):
+        losses = scl_loss(features.requires_grad_(), labels, reduction="none", chunk_size=chunk_size)
+        gradients += torch.autograd.grad(weigh(losses).sum(), features)
+    assert torch.equal(*gradients)
+
+
 def test_upstream_gradient_and_layout():
     features, labels = batch(n=9)
     wide = features.repeat_interleave(2, dim=1)[:, ::2].requires_grad_()  # not contiguous
