@@ -6,8 +6,6 @@
     python eval.py score runs/RUN [RUN ...] [--task T]       # metrics on the test set, geometry of the features
     python eval.py tsne runs/RUN_CE runs/RUN_SCL -o FIG.png  # Figures 2 and 3 of the paper
     python eval.py predict runs/RUN [FILE]                   # a text a line -> its class and probability
-
-The first three read records alone, the others load checkpoints.
 """
 
 import argparse
@@ -20,6 +18,7 @@ import signal
 import sys
 import textwrap
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,43 +29,40 @@ from data import TASKS, Mistake, Split, blame, load_data, method_name, printable
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"eval.py: error: {printable(message, 600)}\n")
+        raise Mistake(message)  # argparse would print the usage first
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    records, picture, device, runs, texts = (Parser(add_help=False) for _ in range(5))
+    records.add_argument("files", nargs="+", metavar="RESULTS.jsonl")
+    picture.add_argument("-o", "--output", required=True, metavar="FIG.png")
+    device.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    runs.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint folder")
+    runs.add_argument("--task", help="another task than the run's own")
+    runs.add_argument("--data-dir", help="where its GLUE files are (default: as the run had it)")
+    texts.add_argument("run", metavar="RUN", help="checkpoint folder")
+    texts.add_argument("file", nargs="?", default="/dev/stdin", metavar="FILE",
+                       help="a text a line, or two with a tab between (default: standard input)")
+
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True,
-                                     metavar="table | effects | grid | score | tsne | predict")
-    for name, told in (
-        ("table", "markdown, with the paired difference to CE per seed"),
-        ("effects", "all paired differences CE + SCL (0.9, 0.3) minus CE, with the paper's"),
-        ("grid", "heat map of mean validation accuracy over lam x tau"),
-        ("score", "accuracy, macro-F1, MCC, confusion; cosines and silhouette of features"),
-        ("tsne", "t-SNE of the test features, a panel a run"),
-        ("predict", "class and probability of each text, tab separated"),
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, parents in (
+        ("table", table, [records]),
+        ("effects", effects, [records, picture]),
+        ("grid", grid, [records, picture]),
+        ("score", score, [runs, device]),
+        ("tsne", tsne, [runs, device, picture]),
+        ("predict", predict, [texts, device]),
     ):
-        command = commands.add_parser(name, help=told)
-        if name in ("score", "tsne"):
-            command.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint folder")
-            command.add_argument("--task", help="another task than the run's own")
-            command.add_argument("--data-dir", help="where its GLUE files are (default: as the run had it)")
-        elif name == "predict":
-            command.add_argument("run", metavar="RUN", help="checkpoint folder")
-            command.add_argument("file", nargs="?", default="/dev/stdin", metavar="FILE", help="a text a line, or two "
-                                 "with a tab between (default: standard input)")
-        else:
-            command.add_argument("files", nargs="+", metavar="RESULTS.jsonl")
-        if name in ("score", "tsne", "predict"):
-            command.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
-        if name in ("effects", "grid", "tsne"):
-            command.add_argument("-o", "--output", required=True, metavar="FIG.png")
+        commands.add_parser(name, parents=parents).set_defaults(command=command)
+
     args = parser.parse_args(argv)
-    if output := getattr(args, "output", None):
-        folder = os.path.dirname(output) or "."
-        if not os.path.isdir(folder):
-            parser.error(f"argument -o: no folder {folder}; make it or choose another")
-        if not Path(output).suffix:
-            parser.error(f"argument -o: {output} has no ending; expected one such as .png or .pdf")
+    output = getattr(args, "output", "none.png")
+    folder = os.path.dirname(output) or "."
+    if not os.path.isdir(folder):
+        raise Mistake(f"argument -o: no folder {folder}; make it or choose another")
+    if not Path(output).suffix:
+        raise Mistake(f"argument -o: {output} has no ending; expected one such as .png or .pdf")
     return args
 
 
@@ -84,6 +80,7 @@ SETTING = {"task": "text", "shots": "count or null", "shots_per_class": "count o
            "pooling": "text", **NOISE, "batch_size": "count", "sampler": "text", "precision": "text",
            "dropout": "fraction", "max_length": "count", "weight_decay": "number", "warmup_ratio": "fraction"}
 TUNED = {"lr": "number", "head_lr": "number", "steps": "count", "eval_every": "count"}  # a method's, not a setting's
+COMPARED = [name for name in (*SETTING, *TUNED) if name not in ("task", "shots", "shots_per_class")]
 METHOD = {"lam": "fraction", "tau": "number or null", "ce_temperature": "number or null"}
 CHECKPOINT = {"run": "text", **SETTING, **TUNED, **METHOD, "seed": "number", "data_dir": "text or null",
               "test_checksum": "text"}
@@ -126,63 +123,58 @@ def checked(record: dict, fields: dict[str, str], where: str) -> dict:
 def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
     """setting -> METHOD -> seed -> record; refuses what must not be averaged."""
     settings: dict[tuple, dict[tuple, Arm]] = {}
+    firsts: dict[tuple, dict] = {}
     for file in files:
         if not os.path.isfile(file):
             raise Mistake(f"argument RESULTS.jsonl: no file {file}; finetune.py writes OUT/results.jsonl")
+
         for record in read_records(Path(file)):
             record = checked(record, FIELDS, f"argument RESULTS.jsonl: {file}, run {record['run'][:100]}")
             # CE and CE + SCL each go on from a checkpoint of their own.
             base = re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?-seed\d+-\w+$", "", record["model"])
             record |= {"model": base, "is_transfer": base != record["model"], "file": file}
-            arms = settings.setdefault(tuple(str(record[name] or "") for name in SETTING), {})
-            arm = arms.setdefault(tuple(record[name] for name in METHOD), {})
-            if arm.get(record["seed"], {}).get("run") != record["run"]:  # one run may be in two files
-                check_fit(record, arm, arms)
-                arm[record["seed"]] = record
+
+            setting = tuple(str(record[name] or "") for name in SETTING)
+            method = tuple(record[name] for name in METHOD)
+            arm = settings.setdefault(setting, {}).setdefault(method, {})
+            refuse_mixture(record, firsts.setdefault(setting, record), ("test_checksum", "test_size"))
+            refuse_mixture(record, next(iter(arm.values()), record), TUNED)
+            other = arm.setdefault(record["seed"], record)
+            if other["run"] != record["run"]:  # one run may be in two files
+                raise Mistake(f"argument RESULTS.jsonl: {describe(record)} has seed {record['seed']} twice, "
+                              f"{other['run']} (in {other['file']}) and {record['run']} (in {file}); keep one")
+
     if not settings:
         raise Mistake(f"argument RESULTS.jsonl: no record in {', '.join(files)}")
-    name_folders(all_records(settings))
     return settings
 
 
-def check_fit(record: dict, arm: Arm, arms: dict[tuple, Arm]) -> None:
-    """The records of a method share TUNED, those of a setting the test set, and a seed is there once."""
-    of_setting = next((other for filled in arms.values() for other in filled.values()), record)
-    of_arm, file = next(iter(arm.values()), record), record["file"]
-    what = f"argument RESULTS.jsonl: {record['task']}, N = {shots(record)}, {method_name(record)}"
-    for name in (*TUNED, "test_checksum", "test_size"):
-        other = of_arm if name in TUNED else of_setting
-        if record[name] != other[name]:
+def refuse_mixture(record: dict, other: dict, names: Iterable[str]) -> None:
+    for name in names:
+        if str(record[name]) != str(other[name]):
             line = json.dumps({name: record[name]})[1:-1]
-            way_out = f"give each an --out of its own, or pick one: grep '{line},' {file} > one.jsonl"
-            raise Mistake(f"{what} mixes {name} {other[name]} (in {other['file']}) and {record[name]} (in {file}); "
-                          + (way_out if file == other["file"] else "read these files one by one"))
-    if other := arm.get(record["seed"]):
-        raise Mistake(f"{what} has seed {record['seed']} twice, {other['run']} (in {other['file']}) and "
-                      f"{record['run']} (in {file}); keep one")
+            files = " ".join(dict.fromkeys((other["file"], record["file"])))
+            raise Mistake(f"argument RESULTS.jsonl: {describe(record)} mixes {name} {other[name]} (in {other['file']}) "
+                          f"and {record[name]} (in {record['file']}); give each an --out of its own, or pick one: "
+                          f"grep -h '{line},' {files} > one.jsonl")
 
 
-def all_records(settings: dict[tuple, dict[tuple, Arm]]) -> list[dict]:
-    return [record for arms in settings.values() for arm in arms.values() for record in arm.values()]
-
-
-def name_folders(records: list[dict]) -> None:
-    """Task and model, where they are folders, go by their last name; those that share one keep their path."""
-    for field in ("task", "model"):
-        shared = Counter(Path(path).name for path in {*TASKS, *(record[field] for record in records)})
-        for record in records:
-            name = Path(record[field]).name
-            record[field] = name if shared[name] == 1 else record[field]
+def describe(record: dict) -> str:
+    return f"{record['task']}, N = {shots(record)}, {method_name(record)}"
 
 
 def shots(record: dict) -> str:
     return f"{record['shots_per_class']} a class" if record["shots_per_class"] else str(record["shots"] or "all")
 
 
-def without_derived(record: dict) -> dict:
-    """The record, but head_lr and eval_every are None where they follow from lr and steps."""
+def shown(record: dict) -> dict:
+    """As tables and titles say it: folders by their last name, no head_lr and eval_every that follow from the rest."""
+    folders = {field: Path(record[field]).name for field in ("task", "model")}
+    folders = {field: name for field, name in folders.items() if name not in TASKS}  # my/sst2 is not the paper's
     usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
-    return record | {name: None for name, value in usual.items() if record[name] == value}
+    derived = {name: None for name, value in usual.items() if record[name] == value}
+    translators = record["translators"] and " ".join(map(printable, record["translators"]))
+    return record | folders | derived | {"translators": translators}
 
 
 def paper_gain(record: dict) -> float | None:
@@ -281,8 +273,7 @@ def answers(record: dict) -> np.ndarray:
 
 # ------------------------------------------------------------ table
 
-MEASURED = {  # columns, and what is said of them below
-    "n": None,
+EXPLAINED = {
     "all seeds": "test accuracy in %, mean ± sample std (ddof = 1) over n seeds",
     "top 3 by validation": "the same of the best three of all seeds by validation, the paper's protocol",
     "minus CE [95 %]": "mean paired difference over seeds, Student's t interval, not corrected for several rows",
@@ -291,13 +282,18 @@ MEASURED = {  # columns, and what is said of them below
     "on validation [95 %]": "the same difference on the validation examples, which also chose the checkpoint",
     "minus clean [95 %]": "the same method's mean paired difference to no noise",
     "test s.e.": "binomial standard error of the accuracy, for the size of the test set",
-    "note": None,
     "mean over settings": "95 % interval by a bootstrap and p by sign flips, both of the seeds of each task",
 }
 
 
 def percent(mean: float, std: float | None = None) -> str:
     return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
+def spread(numbers: np.ndarray, digits: int) -> str:
+    """Mean ± sample std; one number has none."""
+    mean = f"{np.mean(numbers):.{digits}f}"
+    return f"{mean} ± {np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else mean
 
 
 def difference(mean: float, low: float, high: float) -> str:
@@ -312,59 +308,64 @@ def print_table(header: list[str], rows: list[list]) -> None:
 
 
 def table_row(arm: Arm, ce: Arm, clean: Arm) -> dict:
-    """One line of the table: a setting and a method; against CE, and against the same arm without noise, if any."""
-    record, test, n = next(iter(arm.values())), values(arm, "test_accuracy"), len(arm)
-    shown = without_derived(record)
-    row = {name: shown[name] for name in (*SETTING, *TUNED)} | {
+    """The columns of a setting and a method, beside CE and beside the same method without noise, where they are."""
+    record, n, test = shown(next(iter(arm.values()))), len(arm), values(arm, "test_accuracy")
+    gained = paired_differences(arm, ce, "train", "validation", "test")
+    on_validation = paired_differences(arm, ce, measure="validation_accuracy")
+    lost = paired_differences(arm, clean, "validation", "test")
+    is_papers = ce and tuple(record[name] for name in METHOD) == CE_SCL
+    papers = paper_gain(record) if is_papers else None
+    error = test_set_error(arm, ce) if gained else None
+
+    return {
+        "task": record["task"],
         "shots": shots(record),
-        "translators": record["translators"] and " ".join(map(printable, record["translators"])),
+        **{name: record[name] for name in COMPARED},
         "method": method_name(record),
         "n": n,
-        "all seeds": percent(test.mean(), test.std(ddof=1) if n > 1 else None),
+        "all seeds": spread(100 * test, 1),
         "top 3 by validation": percent(*top_three(arm)) if n >= 10 else None,
+        "minus CE [95 %]": difference(*t_interval(gained)) if gained else None,
+        "paper's gain": None if papers is None else f"{papers:+.1f}",
+        "its test s.e.": None if error is None else percent(error),
+        "on validation [95 %]": difference(*t_interval(on_validation)) if gained else None,
+        "minus clean [95 %]": difference(*t_interval(lost)) if lost else None,
         "test s.e.": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
+        "note": f"{len(gained)} pairs" if ce and len(gained) < max(n, len(ce)) else None,
         "seeds": ", ".join(f"{seed}: {percent(arm[seed]['test_accuracy'])}" for seed in sorted(arm)),
     }
-    if lost := paired_differences(arm, clean, "validation", "test"):
-        row["minus clean [95 %]"] = difference(*t_interval(lost))
-    if ce is arm or not ce:
-        return row
-    if gained := paired_differences(arm, ce, "train", "validation", "test"):
-        error = test_set_error(arm, ce)
-        row["minus CE [95 %]"] = difference(*t_interval(gained))
-        row["its test s.e."] = None if error is None else percent(error)
-        on_validation = paired_differences(arm, ce, measure="validation_accuracy")
-        row["on validation [95 %]"] = difference(*t_interval(on_validation))
-    if tuple(record[name] for name in METHOD) == CE_SCL and (gain := paper_gain(record)) is not None:
-        row["paper's gain"] = f"{gain:+.1f}"
-    row["note"] = f"{len(gained)} pairs" if len(gained) < max(n, len(ce)) else None
-    return row
 
 
 def table(args: argparse.Namespace) -> None:
-    settings, rows, gains = read_arms(args.files), [], dict[str, list]()
+    settings, rows, gains, records = read_arms(args.files), [], dict[str, list](), []
     for setting, arms in settings.items():
         without_noise = tuple("" if name in NOISE else value for name, value in zip(SETTING, setting, strict=True))
         clean = settings.get(without_noise, {}) if without_noise != setting else {}
         for key in sorted(arms, key=lambda key: tuple(value or 0 for value in key)):
-            rows.append(table_row(arms[key], arms.get(CE, {}), clean.get(key, {})))
-            if key != CE and (gained := paired_differences(arms[key], arms.get(CE, {}))):
+            ce = arms.get(CE, {}) if key != CE else {}
+            rows.append(table_row(arms[key], ce, clean.get(key, {})))
+            records += arms[key].values()
+            if gained := paired_differences(arms[key], ce):
                 gains.setdefault(rows[-1]["method"], []).append((rows[-1]["task"], gained))
 
-    columns = [name for name in (*SETTING, *TUNED) if name not in ("task", "shots", "shots_per_class")]
-    shared = {name: rows[0][name] for name in columns if len({row[name] for row in rows}) == 1}
-    columns = ["task", "shots", *(name for name in columns if name not in shared), "method", *MEASURED]
-    columns = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    shared = {name: rows[0][name] for name in COMPARED if len({row[name] for row in rows}) == 1}
+    columns = [name for name in rows[0] if name not in shared and any(row[name] is not None for row in rows)]
+    columns.remove("seeds")
     print(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None) + "\n")
-    print_table(columns, [[row.get(name) for name in columns] for row in rows])
+    print_table(columns, [[row[name] for name in columns] for row in rows])
+
     several = {method: of_method for method, of_method in gains.items() if len(of_method) > 1}
     for method, of_method in several.items():
         print(f"\n{pooled_line(method, of_method)}")
     print()
     for name in [*columns, "mean over settings"] if several else columns:
-        if MEASURED.get(name):
-            print(f"{name}: {MEASURED[name]}.")
-    print(f"\n{provenance(all_records(settings))}\n\nEvery seed:\n")
+        if name in EXPLAINED:
+            print(f"{name}: {EXPLAINED[name]}.")
+
+    seconds = [record["seconds"] for record in records]
+    made_with = [f"{name} {', '.join(sorted({str(record[name]) for record in records}))}" for name in MADE_WITH]
+    print(f"\n{len(records)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, {sum(seconds) / 3600:.1f} h in all; "
+          f"{'; '.join(made_with)}.\n\nEvery seed:\n")
     for row in rows:
         cells = [row[name] for name in columns[: columns.index("method") + 1]]
         print(f"- {', '.join(str(cell) for cell in cells if cell is not None)}: {row['seeds']}")
@@ -373,52 +374,32 @@ def table(args: argparse.Namespace) -> None:
 def pooled_line(method: str, gains: list[tuple[str, dict[int, float]]]) -> str:
     """What a table says of a method in all its settings together."""
     mean, low, high, p = pooled(gains)
-    settings = [np.array(list(differences.values())) for _, differences in gains]
+    settings = [list(differences.values()) for _, differences in gains]
     pairs, n = np.concatenate(settings), len(settings)
-    ahead = sum(of_setting.mean() > 0 for of_setting in settings)
+    ahead = sum(np.mean(of_setting) > 0 for of_setting in settings)
     return (f"{method} minus CE, mean over {n} settings: {difference(mean, low, high)}, p = {p:.4f}; "
             f"ahead in {ahead} of {n} settings and {(pairs > 0).sum()} of {len(pairs)} pairs.")
-
-
-def provenance(records: list[dict]) -> str:
-    """How long the runs took, where, and with what."""
-    seconds = [record["seconds"] for record in records]
-    made_with = [f"{name} {', '.join(sorted({str(record[name]) for record in records}))}" for name in MADE_WITH]
-    each = f"{min(seconds):.0f} to {max(seconds):.0f} s"
-    return f"{len(records)} runs of {each}, {sum(seconds) / 3600:.1f} h in all; {'; '.join(made_with)}."
 
 
 # ------------------------------------------------------------ pictures of records: effects, grid
 
 
-def new_figure(rows: int = 1, columns: int = 1):
-    """A figure and its panels (rows, columns)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
 def save(figure, output: str, width: float, height: float) -> None:
-    """In these inches, unless they are many; whole or not at all; a dollar sign in a text makes no formula of it."""
+    """In these inches, unless they are many; a dollar sign in a text makes no formula of it."""
     from matplotlib.text import Text
 
     figure.set_size_inches(min(width, 20), min(height, 40))
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    part = Path(output).with_name(f".part-{Path(output).name}")
     try:
-        figure.savefig(part, dpi=150, bbox_inches="tight")
-        part.replace(output)
-    except (OSError, ValueError) as error:  # no permission; no such format
+        figure.savefig(output, dpi=150, bbox_inches="tight")
+    except ValueError as error:  # no such format
         raise Mistake(f"argument -o: {output} cannot be written: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
     print(f"picture in {printable(output, 200)}")
 
 
-def read_effects(files: list[str]) -> list[tuple[dict, dict[int, float]]]:
-    """(setting, CE + SCL (0.9, 0.3) minus CE by seed) for each row of the picture, in its order.
+def read_effects(files: list[str]) -> dict[tuple, list[tuple[dict, dict[int, float]]]]:
+    """Group -> (setting, CE + SCL (0.9, 0.3) minus CE by seed) for each of its rows, by task.
 
     Each file is read by itself, since CE may have another length in another; what two files share counts once.
     """
@@ -427,30 +408,29 @@ def read_effects(files: list[str]) -> list[tuple[dict, dict[int, float]]]:
         for setting, arms in read_arms([file]).items():
             both = arms.get(CE_SCL, {}), arms.get(CE, {})
             if differences := paired_differences(*both, "train", "validation", "test"):
-                scl, ce = (without_derived(next(iter(arm.values()))) for arm in both)
+                scl, ce = (shown(next(iter(arm.values()))) for arm in both)
                 tuned = {name: " / ".join(dict.fromkeys((str(ce[name]), str(scl[name])))) for name in TUNED}
                 key = (*setting, *tuned.values(), ce["test_checksum"])
                 effects.setdefault(key, (ce | tuned, {}))[1].update(differences)
     if not effects:
         raise Mistake("argument RESULTS.jsonl: no seed has both --lam 0 and --lam 0.9 --tau 0.3")
-    return sorted(effects.values(), key=lambda effect: (group_of(effect[0]), effect[0]["task"]))
+
+    groups: dict[tuple, list] = {}  # by shots, then noise, then transfer; each model apart
+    for setting, differences in sorted(effects.values(), key=lambda effect: effect[0]["task"]):
+        kind = "noise" if setting["noise"] else "transfer" if setting["is_transfer"] else ""
+        number = 0 if kind else setting["shots"] or setting["shots_per_class"] or math.inf
+        title = kind or (f"N = {shots(setting)}" if number < math.inf else "all of train")
+        groups.setdefault((kind, number, f"{title}: {setting['model']}"), []).append((setting, differences))
+    return dict(sorted(groups.items()))
 
 
-def group_of(setting: dict) -> tuple[str, float, str]:
-    """Where a setting stands in the picture: by the number of shots, then noise, then transfer; each model apart."""
-    kind = "noise" if setting["noise"] else "transfer" if setting["is_transfer"] else ""
-    number = 0 if kind else setting["shots"] or setting["shots_per_class"] or math.inf
-    title = kind or (f"N = {shots(setting)}" if number < math.inf else "all of train")
-    return kind, number, f"{title}: {setting['model']}"
-
-
-def label_of(setting: dict, group: list[dict]) -> str:
+def label_of(setting: dict, group: list[tuple[dict, dict]]) -> str:
     """The task, noise, what is not as in most of the group; and rates and lengths, CE's / CE + SCL's, that differ."""
     told = [setting["task"]]
     if setting["noise"]:
         told.append(f"{setting['noise']} {setting['noise_level']:g}")
     for name in (*SETTING, *TUNED):
-        found = Counter(str(other[name]) for other in group)
+        found = Counter(str(other[name]) for other, _ in group)
         is_usual = str(setting[name]) == found.most_common(1)[0][0]
         if name not in ("task", *NOISE) and len(found) > 1 and (name in TUNED or not is_usual):
             told.append(f"{name} {setting[name]}")
@@ -458,22 +438,23 @@ def label_of(setting: dict, group: list[dict]) -> str:
 
 
 def effects(args: argparse.Namespace) -> None:
-    figure, ((panel,),) = new_figure()
-    labels, titles = [], []
-    for (*_, title), members in itertools.groupby(read_effects(args.files), key=lambda effect: group_of(effect[0])):
-        group = list(members)
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    panel, labels, titles = figure.subplots(), [], []
+    for (*_, title), group in read_effects(args.files).items():
         titles.append(len(labels))
         labels.append(title)
         for setting, by_seed in group:
             draw_effect(panel, len(labels), by_seed, t_interval(by_seed), paper_gain(setting))
-            labels.append(label_of(setting, [other for other, _ in group]))
+            labels.append(label_of(setting, group))
         if len(group) > 1:
             *interval, _ = pooled([(setting["task"], by_seed) for setting, by_seed in group])
             draw_effect(panel, len(labels), {}, interval, None)
             labels.append(f"mean of these {len(group)}")
 
-    marks = [line for line in panel.lines if line.get_marker() != "None"]
-    reach = 1.1 * max(abs(x) for line in marks for x in line.get_xdata())  # a longer interval leaves the picture
+    marks = {line.get_label(): line for line in panel.lines if line.get_marker() != "None"}
+    reach = 1.1 * max(abs(x) for line in panel.lines if line.get_label() in marks for x in line.get_xdata())
     panel.axvline(0, color="black", linewidth=0.8)
     panel.grid(axis="x", alpha=0.3)
     panel.tick_params(axis="y", length=0)
@@ -481,8 +462,7 @@ def effects(args: argparse.Namespace) -> None:
               xlabel="difference in test accuracy, points", title="CE + SCL (0.9, 0.3) minus CE, paired by seed")
     for y in titles:
         panel.get_yticklabels()[y].set_weight("bold")
-    kinds = {line.get_label(): line for line in marks}
-    figure.legend(kinds.values(), kinds.keys(), loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, fontsize=9)
     save(figure, args.output, 9, 1.5 + 0.24 * len(labels))
 
 
@@ -502,55 +482,56 @@ def draw_effect(panel, y: int, by_seed: dict[int, float], interval: tuple[float,
 
 
 def grid(args: argparse.Namespace) -> None:
-    cells, baseline = grid_cells(args.files)
-    lams, taus = (sorted({key[i] for key in cells}) for i in (0, 1))
-    means, spreads = np.full((2, len(lams), len(taus)), np.nan)  # (lam, tau)
-    for (lam, tau), arm in cells.items():
-        validation, cell = 100 * values(arm, "validation_accuracy"), (lams.index(lam), taus.index(tau))
-        means[cell] = validation.mean()
-        spreads[cell] = validation.std(ddof=1) if len(arm) > 1 else np.nan
-    centre = 100 * values(baseline, "validation_accuracy").mean() if baseline else np.nanmean(means)
+    from matplotlib.figure import Figure
+
+    cells, ce = read_grid(args.files)
+    accuracies = {cell: 100 * values(arm, "validation_accuracy") for cell, arm in cells.items()}
+    lams, taus = (sorted(set(of_cells)) for of_cells in zip(*cells, strict=True))
+    means = np.full((len(lams), len(taus)), np.nan)
+    for (lam, tau), of_cell in accuracies.items():
+        means[lams.index(lam), taus.index(tau)] = of_cell.mean()
+    centre = 100 * values(ce, "validation_accuracy").mean() if ce else np.nanmean(means)
     reach = max(2, np.nanmax(np.abs(means - centre)))  # half a point is no full scale of colours
 
-    figure, ((panel,),) = new_figure()
+    figure = Figure(layout="constrained")
+    panel = figure.subplots()
     image = panel.imshow(means - centre, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
-    figure.colorbar(image, label=f"points above {'CE' if baseline else 'the mean of all cells'}, {centre:.1f}")
-    for (row, column), mean in np.ndenumerate(means[: 0 if means.size > 400 else None]):  # more could not be read
-        spread = "" if np.isnan(spreads[row, column]) else f" ± {spreads[row, column]:.1f}"
-        panel.text(column, row, "-" if np.isnan(mean) else f"{mean:.1f}{spread}", ha="center", va="center",
-                   color="white" if abs(mean - centre) > 0.7 * reach else "black")
-    across, up = (range(0, len(ticks), math.ceil(len(ticks) / 20)) for ticks in (taus, lams))
-    panel.set(xticks=across, xticklabels=[taus[i] for i in across], yticks=up, yticklabels=[lams[i] for i in up],
+    figure.colorbar(image, label=f"points above {'CE' if ce else 'the mean of all cells'}, {centre:.1f}")
+    for (lam, tau), of_cell in accuracies.items():
+        colour = "white" if abs(of_cell.mean() - centre) > 0.7 * reach else "black"
+        panel.text(taus.index(tau), lams.index(lam), spread(of_cell, 1), ha="center", va="center", color=colour)
+    panel.set(xticks=range(len(taus)), xticklabels=taus, yticks=range(len(lams)), yticklabels=lams,
               xlabel="temperature tau", ylabel="SCL weight lam")
-    record, *_ = arm.values()
+    arm = next(iter(cells.values()))
+    record = shown(next(iter(arm.values())))
     panel.set_title(f"{record['task'][:40]}, N = {shots(record)}: validation accuracy (%)\n"
                     f"mean ± sample std, n = {len(arm)}", fontsize=10)
     save(figure, args.output, 2.6 + 1.1 * len(taus), 1.8 + 0.55 * len(lams))
 
 
-def grid_cells(files: list[str]) -> tuple[dict[tuple, Arm], Arm]:
-    """(lam, tau) -> seed -> record, all of one setting, learning rate, length and set of seeds; and CE of these."""
+def read_grid(files: list[str]) -> tuple[dict[tuple, Arm], Arm]:
+    """(lam, tau) -> seed -> record, all of one setting, rate, length and set of seeds; and CE of these."""
     settings = read_arms(files)
-    if len(settings) > 1:
-        one, other, *_ = settings
-        name, *pair = next(row for row in zip(SETTING, one, other, strict=True) if row[1] != row[2])
-        mixed = " and ".join(value or "none" for value in pair)
-        raise Mistake(f"argument RESULTS.jsonl: a grid is of one setting, these mix {name} {mixed}; give each an --out")
+    first, *others = (next(iter(arm.values())) for arms in settings.values() for arm in arms.values())
+    for other in others:
+        refuse_mixture(other, first, SETTING)
+
     (arms,) = settings.values()
     cells = {(lam, tau): arm for (lam, tau, _), arm in arms.items() if lam}
     if not cells:
         raise Mistake("argument RESULTS.jsonl: no run with --lam above 0 to draw")
-    shared = {}
+
+    first, *_ = (record for arm in cells.values() for record in arm.values())
+    seeds = set().union(*cells.values())
     for arm in cells.values():
-        record, *_ = arm.values()
-        seeds = ", ".join(map(str, sorted(arm)))
-        shared[f"seeds {seeds}, lr {record['lr']}, steps {record['steps']}"] = method_name(record)
-    if len(shared) > 1:
-        one, other, *_ = (f"{method} has {what}" for what, method in shared.items())
-        raise Mistake(f"argument RESULTS.jsonl: cells of a grid share seeds, lr and steps, but {one}, and {other}; "
-                      "run what is missing, or give each experiment an --out of its own")
+        record = next(iter(arm.values()))
+        refuse_mixture(record, first, ("lr", "steps"))
+        if missing := seeds - set(arm):
+            raise Mistake(f"argument RESULTS.jsonl: {describe(record)} lacks seed {', '.join(map(str, missing))}, "
+                          "which another cell has; run what is missing")
+
     ce = arms.get(CE, {})
-    return cells, {seed: ce[seed] for seed in arm} if set(arm) <= set(ce) else {}
+    return cells, {seed: ce[seed] for seed in seeds} if seeds <= set(ce) else {}
 
 
 # ------------------------------------------------------------ checkpoints: score, tsne, predict
@@ -603,17 +584,14 @@ def test_set(folder: str, args: argparse.Namespace):
     if is_its_own and isinstance(recorded, float) and abs(accuracy - recorded) > 1e-9:
         print(f"{printable(folder, 200)}: accuracy {accuracy:.4f}, where its record has {recorded:.4f}: another device "
               "or library, or not the weights of that run", file=sys.stderr)
-    return record | {"task": task}, tuple(map(printable, names)), data.test.labels, class_logits, features
+    return shown(record | {"task": task}), tuple(map(printable, names)), data.test.labels, class_logits, features
 
 
 def test_sets(args: argparse.Namespace) -> tuple[list[tuple], list[str]]:
     """Of every folder; and the settings that are not the same in all of them."""
     tests = [test_set(folder, args) for folder in args.runs]
-    records = [record for record, *_ in tests]
-    name_folders(records)
-    rows = [without_derived(record) for record in records]
-    names = [name for name in (*SETTING, *TUNED, "ce_temperature") if name not in ("task", "shots", "shots_per_class")]
-    return tests, [name for name in names if len({str(row[name]) for row in rows}) > 1]
+    names = [*COMPARED, "ce_temperature"]
+    return tests, [name for name in names if len({str(record[name]) for record, *_ in tests}) > 1]
 
 
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -647,60 +625,64 @@ def measure(labels: np.ndarray, predicted: np.ndarray, features: np.ndarray) -> 
 
 
 def score(args: argparse.Namespace) -> None:
+    from sklearn.metrics import confusion_matrix
+
     tests, differing = test_sets(args)
-    rows, arms, confusions = [], dict[tuple, list[dict]](), []
-    for record, names, labels, class_logits, features in tests:
-        predicted, shown = class_logits.argmax(axis=1), without_derived(record)
-        told = [None if shown[name] is None else str(shown[name]) for name in differing]
-        measures = measure(labels, predicted, features)
+    rows, arms = [], dict[tuple, list]()
+    for record, _, labels, class_logits, features in tests:
+        told = [record[name] for name in differing]
+        measures = measure(labels, class_logits.argmax(axis=1), features)
         shares = [np.bincount(labels).max() / len(labels), *measures.values()]
         rows.append([record["run"], record["task"], *told, len(labels), *(f"{share:.4f}" for share in shares)])
-        arms.setdefault((re.sub(r"-seed\d+-\w+$", "", record["run"]), *told), []).append(measures)
-        counts = np.zeros((len(names), len(names)), dtype=int)  # (true, predicted)
-        np.add.at(counts, (labels, predicted), 1)
-        confusions.append((record["run"], names, counts))
+        arms.setdefault((re.sub(r"-seed\d+-\w+$", "", record["run"]), *told), []).append(measures.values())
     print_table(["run", "task", *differing, "test examples", "largest class", *measures], rows)
+
     if len(arms) < len(rows):
         print("\nMean ± sample std over the seeds:\n")
-        cells = [[*arm, len(of_arm), *(spread([row[name] for row in of_arm]) for name in measures)]
+        cells = [[*arm, len(of_arm), *(spread(column, 3) for column in zip(*of_arm, strict=True))]
                  for arm, of_arm in arms.items()]
         print_table(["runs", *differing, "n", *measures], cells)
-    for run, names, counts in confusions:
-        print(f"\n{run}\n")
+
+    for record, names, labels, class_logits, _ in tests:
+        print(f"\n{record['run']}\n")
+        counts = confusion_matrix(labels, class_logits.argmax(axis=1), labels=range(len(names)))
         print_table(["true \\ predicted", *names], [[name, *line] for name, line in zip(names, counts, strict=True)])
-
-
-def spread(numbers: list[float]) -> str:
-    return f"{np.mean(numbers):.3f} ± {np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else f"{numbers[0]:.3f}"
 
 
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"  # Okabe and Ito
 
 
 def tsne(args: argparse.Namespace) -> None:
+    from matplotlib.figure import Figure
+
     tests, differing = test_sets(args)
     points = [project(features, folder) for folder, (*_, features) in zip(args.runs, tests, strict=True)]
     reach = 1.05 * max(np.abs(of_panel).max() for of_panel in points)
-    titles = panel_titles([record for record, *_ in tests], differing, args.runs)
     columns = len(tests) if len(tests) <= 3 else 2  # more than three: in pairs, such as CE beside CE + SCL
     rows = math.ceil(len(tests) / columns)
-    figure, axes = new_figure(rows, columns)
+
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for panel in axes.flat[len(tests) :]:
         panel.set_axis_off()
-    for panel, title, of_panel, tested in zip(axes.flat, titles, points, tests, strict=False):
-        _, names, labels, class_logits, _ = tested
+    for panel, of_panel, (record, names, labels, class_logits, _) in zip(axes.flat, points, tests, strict=False):
         for number in range(len(names)):
-            marker = MARKERS[(number + number // 6) % 6] if number < 36 else f"${number + 1}$"
-            panel.scatter(*of_panel[labels == number].T, s=18 if number < 36 else 50, alpha=0.7, linewidths=0,
-                          color=COLOURS[number % 6], marker=marker)
+            panel.scatter(*of_panel[labels == number].T, s=18, alpha=0.7, linewidths=0,
+                          color=COLOURS[number % 6], marker=MARKERS[(number + number // 6) % 6])
         accuracy = np.mean(labels == class_logits.argmax(axis=1))
+        told = [f"{name} {record[name]}" for name in differing if record[name] is not None]
+        title = textwrap.fill(", ".join([describe(record), f"seed {record['seed']}", *told]), 50)
         panel.set_title(f"{title}\ntest accuracy {100 * accuracy:.1f} %", fontsize=10)
         panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", anchor="N", xlabel="t-SNE 1",
                   ylabel="t-SNE 2")
         if panel is axes.flat[0] or names != tests[0][1]:
-            add_legend(panel, names)
+            legend = panel.legend(panel.collections, range(len(names)), ncols=2, fontsize=8,
+                                  loc="upper center", bbox_to_anchor=(0.5, -0.15))
+            for text, name in zip(legend.get_texts(), names, strict=True):
+                text.set_text(printable(name, 24))  # set last: matplotlib hides a label that begins with an underscore
+
     most = max(len(names) for _, names, *_ in tests)
-    save(figure, args.output, 4.5 * columns, rows * (4.8 + (0.1 * most if most > 6 else 0)))
+    save(figure, args.output, 4.5 * columns, rows * (4.8 + 0.1 * most))
 
 
 def project(features: np.ndarray, folder: str) -> np.ndarray:
@@ -712,26 +694,6 @@ def project(features: np.ndarray, folder: str) -> np.ndarray:
         raise Mistake(f"argument RUN: {folder}: t-SNE needs at least four test examples, and features that differ")
     with blame("RUN", folder, "features that t-SNE can draw"):
         return TSNE(metric="cosine", init="pca", perplexity=min(30, (len(z) - 1) / 3), random_state=0).fit_transform(z)
-
-
-def panel_titles(records: list[dict], differing: list[str], folders: list[str]) -> list[str]:
-    """What each panel shows and what tells it from the others: settings, else the folder."""
-    titles = []
-    for record in map(without_derived, records):
-        told = [f"{name} {record[name]}" for name in differing if record[name] is not None]
-        setting = [record["task"], f"N = {shots(record)}", method_name(record), f"seed {record['seed']}"]
-        titles.append(", ".join(setting + told))
-    wheres = [f", {'/'.join(Path(folder).parts[-2:])}" for folder in folders]
-    told = [title + where * (titles.count(title) > 1) for title, where in zip(titles, wheres, strict=True)]
-    return [textwrap.fill(title, 50) for title in told]
-
-
-def add_legend(panel, names: tuple[str, ...]) -> None:
-    """Below the panel, if it is long. The names come last: matplotlib hides those that begin with an underscore."""
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 2, "fontsize": 8}
-    legend = panel.legend(panel.collections, range(len(names)), **(below if len(names) > 6 else {}))
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(printable(name, 24))
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -751,11 +713,9 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    commands = {"table": table, "effects": effects, "grid": grid, "score": score, "tsne": tsne,
-                "predict": predict}
     try:
-        commands[args.command](args)
+        args = parse_args(argv)
+        args.command(args)
     except (Mistake, OSError) as error:
         print(f"eval.py: error: {printable(error, 600)}", file=sys.stderr)
         return 2

@@ -223,12 +223,9 @@ def test_two_arms_that_go_on_from_checkpoints_of_their_own_are_pairs(tmp_path, c
     assert scl["minus CE [95 %]"] == "+0.9 [+0.9, +0.9]"
 
 
-def test_a_folder_goes_by_its_name_and_two_of_one_name_by_their_paths(tmp_path, capsys):
-    def models(*paths):
-        return [row.get("model") for row in rows(capsys, write(tmp_path, *(fake(0, 0, 0.8, model=p) for p in paths)))]
-
-    assert models("/home/me/small", "org/x-lambda-b") == ["small", "x-lambda-b"]
-    assert models("a/small", "b/small") == ["a/small", "b/small"]
+def test_a_folder_goes_by_its_name(tmp_path, capsys):
+    records = [fake(0, 0, 0.8, model=model) for model in ("/home/me/small", "org/x-lambda-b")]
+    assert [row["model"] for row in rows(capsys, write(tmp_path, *records))] == ["small", "x-lambda-b"]
     (row,) = rows(capsys, write(tmp_path, fake(0, 0, 0.8, task="/home/me/reviews")))
     assert row["task"] == "reviews"
     records = [fake(0, lam, 0.8, task="my/sst2") for lam in (0, 0.9)]  # not the paper's
@@ -344,7 +341,9 @@ def test_the_way_out_of_a_mixture_works(tmp_path, capsys):
 
 def test_the_way_out_of_a_mixture_of_files(tmp_path, capsys):
     files = [write(tmp_path, *pairs([0.1], steps=steps), name=f"{steps}.jsonl") for steps in (100, 200)]
-    assert "mixes steps 100" in (told := mistake(capsys, "table", *files)) and "read these files one by one" in told
+    *_, command = mistake(capsys, "table", *files).strip().split("pick one: ")
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert len(rows(capsys, tmp_path / "one.jsonl")) == 2
 
 
 def test_one_run_in_two_files_counts_once_and_two_of_one_seed_are_refused(tmp_path, capsys):
@@ -502,10 +501,10 @@ def test_a_grid_without_ce_is_around_its_mean(tmp_path, drawn):
 
 
 @pytest.mark.parametrize("records, message", [
-    ([fake(0, 0.9, 0.8), fake(0, 0.9, 0.8, shots=100)], "these mix shots 20 and 100"),
-    ([fake(0, 0.9, 0.8), fake(0, 0.5, 0.8, lr=1e-3)], "CE + SCL (0.5, 0.3) has seeds 0, lr 0.001, steps 200"),
-    ([fake(0, 0.9, 0.8), fake(0, 0.5, 0.8, steps=9)], "CE + SCL (0.5, 0.3) has seeds 0, lr 1e-05, steps 9"),
-    ([fake(0, 0.9, 0.8), fake(1, 0.9, 0.8), fake(0, 0.5, 0.8)], "(0.9, 0.3) has seeds 0, 1, lr"),
+    ([fake(0, 0.9, 0.8), fake(0, 0.9, 0.8, shots=100)], "mixes shots 20 "),
+    ([fake(0, 0.9, 0.8), fake(0, 0.5, 0.8, lr=1e-3)], "CE + SCL (0.5, 0.3) mixes lr 1e-05 "),
+    ([fake(0, 0.9, 0.8), fake(0, 0.5, 0.8, steps=9)], "CE + SCL (0.5, 0.3) mixes steps 200 "),
+    ([fake(0, 0.9, 0.8), fake(1, 0.9, 0.8), fake(0, 0.5, 0.8)], "CE + SCL (0.5, 0.3) lacks seed 1, "),
     ([fake(0, 0, 0.8)], "no run with --lam above 0"),
 ])  # fmt: skip
 def test_a_grid_that_mixes_is_refused(tmp_path, capsys, records, message):
@@ -781,7 +780,7 @@ def test_text_in_a_picture_is_text(monkeypatch, tmp_path):
     assert not any(text.get_parse_math() for text in texts) and (tmp_path / "x.png").is_file()
 
 
-@pytest.mark.parametrize("classes", [2, 7, 12, 36, 77])
+@pytest.mark.parametrize("classes", [2, 7, 12, 36])
 def test_any_number_of_classes_stays_distinguishable(monkeypatch, drawn, classes):
     names = [f"class {number}" for number in range(classes)]
     assert shown(monkeypatch, cloud(names, rows=2 * classes)) == 0
@@ -799,13 +798,12 @@ def test_a_panel_with_other_classes_has_its_own_legend(monkeypatch, drawn):
 def test_the_title_says_what_tells_a_panel_from_the_others(pair, tmp_path, drawn, capsys):
     out, records = pair
     longer = run(tmp_path / "longer", "--shots", 20, "--lam", 0, "--max-steps", 5)
-    other = shutil.copytree(out / records[0]["run"], tmp_path / "other" / records[0]["run"])
     first = out / records[0]["run"]
     second_seed = next(out / record["run"] for record in records if record["seed"] == 1 and not record["lam"])
-    folders = [first, second_seed, tmp_path / "longer" / longer[0]["run"], other]
+    folders = [first, second_seed, tmp_path / "longer" / longer[0]["run"]]
     assert status("tsne", *folders, "-o", "x.png") == 0
     titles = [" ".join(panel.get_title().split("\ntest accuracy")[0].split()) for panel in drawn[0].axes]
-    assert len(set(titles)) == 4 and all(title.startswith("demo, N = 20, CE, seed ") for title in titles)
+    assert len(set(titles)) == 3 and all(title.startswith("demo, N = 20, CE, seed ") for title in titles)
     assert "seed 1" in titles[1] and "steps 5" in titles[2] and not any(str(out) in title for title in titles)
 
 
