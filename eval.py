@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         commands.add_parser(name, parents=parents).set_defaults(command=command)
 
     args = parser.parse_args(argv)
-    output = getattr(args, "output", "none.png")
+    output = getattr(args, "output", "none.png")  # table, score and predict draw nothing
     folder = os.path.dirname(output) or "."
     if not os.path.isdir(folder):
         raise Mistake(f"argument -o: no folder {folder}; make it or choose another")
@@ -178,10 +178,11 @@ def shown(record: dict) -> dict:
 
 
 def paper_gain(record: dict) -> float | None:
-    """CE + SCL minus CE in the paper, in points, where it has this setting; its transfer is from SST-2."""
+    """CE + SCL minus CE in the paper, in points, where it has this method and setting; its transfer is from SST-2."""
+    is_its_method = tuple(record[name] for name in METHOD) == CE_SCL
     from_sst2 = record["is_transfer"] and Path(record["model"]).name.startswith("sst2-")
     is_like_it = record["batch_size"] == 16 and record["noise"] in (None, "backtranslation")
-    if not is_like_it or from_sst2 != bool(record["shots_per_class"]):
+    if not is_its_method or not is_like_it or from_sst2 != bool(record["shots_per_class"]):
         return None
     ce, ce_scl = PAPER.get((record["task"], shots(record), record["noise_level"]), (None, None))
     return ce and ce_scl - ce
@@ -260,6 +261,7 @@ def test_set_error(arm: Arm, other: Arm) -> float | None:
     pairs = [(arm[seed], other[seed]) for seed in arm if seed in other]
     if any("test_correct" not in record for pair in pairs for record in pair):
         return None
+
     gains = np.mean([answers(one) - answers(two) for one, two in pairs], axis=0)  # (test examples,)
     return gains.std() / len(gains) ** 0.5
 
@@ -313,8 +315,7 @@ def table_row(arm: Arm, ce: Arm, clean: Arm) -> dict:
     gained = paired_differences(arm, ce, "train", "validation", "test")
     on_validation = paired_differences(arm, ce, measure="validation_accuracy")
     lost = paired_differences(arm, clean, "validation", "test")
-    is_papers = ce and tuple(record[name] for name in METHOD) == CE_SCL
-    papers = paper_gain(record) if is_papers else None
+    papers = paper_gain(record) if ce else None
     error = test_set_error(arm, ce) if gained else None
 
     return {
@@ -411,7 +412,7 @@ def read_effects(files: list[str]) -> dict[tuple, list[tuple[dict, dict[int, flo
                 scl, ce = (shown(next(iter(arm.values()))) for arm in both)
                 tuned = {name: " / ".join(dict.fromkeys((str(ce[name]), str(scl[name])))) for name in TUNED}
                 key = (*setting, *tuned.values(), ce["test_checksum"])
-                effects.setdefault(key, (ce | tuned, {}))[1].update(differences)
+                effects.setdefault(key, (scl | tuned, {}))[1].update(differences)
     if not effects:
         raise Mistake("argument RESULTS.jsonl: no seed has both --lam 0 and --lam 0.9 --tau 0.3")
 
@@ -559,6 +560,7 @@ def answer(folder: str, record: dict, names: tuple[str, ...] | None, split: Spli
     own = tuple(map(str, load_config(folder).id2label.values()))
     if names is None or names == tuple(map(str, range(len(own)))):
         names = own
+
     tokenizer = load_tokenizer(folder, record["pooling"])
     model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"], record["max_length"])
     if model.classifier_is_new:
@@ -705,6 +707,7 @@ def predict(args: argparse.Namespace) -> None:
     for number, row in enumerate(rows, start=1):
         if len(row) != columns:
             raise Mistake(f"argument FILE: {args.file}, line {number}: {len(row)} texts, a tab between, for {columns}")
+
     split = Split(rows, np.zeros(len(rows), dtype=int))
     names, class_logits, _ = answer(args.run, record, None, split, args.device)
     for probabilities in softmax(class_logits, axis=1):
