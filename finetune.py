@@ -612,11 +612,11 @@ class Training:
             if damaged := zipfile.ZipFile(file).testzip():  # each part has a checksum
                 raise ValueError(f"{damaged} is damaged")
             state = torch.load(file, map_location="cpu", weights_only=True)
-        self = cls(model, config, state["plain"]["classifier_only"])
-        for name, values in state["modules"].items():
-            getattr(self, name).load_state_dict(values)
-        vars(self).update(state["plain"], started=self.started - state["seconds"])
-        self.sums = self.sums.to(self.device)
+            self = cls(model, config, state["plain"]["classifier_only"])
+            for name, values in state["modules"].items():
+                getattr(self, name).load_state_dict(values)
+            vars(self).update(state["plain"], started=self.started - state["seconds"])
+            self.sums = self.sums.to(self.device)
         return self
 
 

@@ -176,7 +176,8 @@ def test_a_damaged_state_is_said_and_kept(tmp_path, capsys):
     whole = state.read_bytes()
     changed = bytearray(whole)
     changed[len(whole) // 2] ^= 1  # one bit
-    for damaged in (whole[:1000], bytes(changed)):
+    torch.save({"of": "another program"}, tmp_path / "other")
+    for damaged in (whole[:1000], bytes(changed), (tmp_path / "other").read_bytes()):
         state.write_bytes(damaged)
         assert finetune.main(["--task", "demo", "--out", str(tmp_path), *STEADY]) == 2
         error = capsys.readouterr().err
