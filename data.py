@@ -173,16 +173,13 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
         return demo_data()
     flag, spec = "--data-dir" if data_dir else "--task", TASKS.get(task)
     files = find_files(task, data_dir)
-    try:
+    with blame(flag, spec.hub if spec else task, "a data set of the hub, or files in GLUE's layout"):
         if spec is None:
             splits, label_names = read_folder(files)
         else:
             splits = {name: read_glue(file, spec) for name, file in files.items()} or load_hub(spec)
             label_names = spec.labels
         return Data(*separate(splits, spec, few_shot), label_names)
-    except Mistake as mistake:
-        told = str(mistake)
-        raise Mistake(told if told.startswith("argument") else f"argument {flag}: {told}") from None
 
 
 def separate(splits: dict[str, Split], spec: Task | None, few_shot: bool) -> tuple[Split, Split | None, Split]:
@@ -198,10 +195,14 @@ def separate(splits: dict[str, Split], spec: Task | None, few_shot: bool) -> tup
         validation = apart("validation", validation, "test", test)
         train = apart("train", train, "validation", validation)
     elif not few_shot:
-        validation = train.draw(min(len(test), len(train) // 10), leave=1)
-        train = train.without(validation)
+        whole = train
+        validation = whole.draw(min(len(test), len(whole) // 10), leave=1)
+        train = whole.without(validation)
         if not len(train):
             raise Mistake("the texts of train are too much alike to cut validation from them; add a validation file")
+        if twins := len(whole) - len(validation) - len(train):
+            print(f"left out of train, for validation was cut from it and holds the same text: {twins} rows",
+                  file=sys.stderr)
     return train, validation, test
 
 
@@ -401,7 +402,7 @@ def own_rows(file: Path) -> Iterator[Row]:
         check_columns(file, line, row, ("text", "label"))
         where = f"{file}, line {line}"
         if None in row:
-            raise Mistake(f"{where}: a field too many; quote the commas of a text")
+            raise Mistake(f"{where}: a field too many; quote a csv's texts, and leave no tab in a tsv's")
         columns = ("text", "text_pair") if "text_pair" in row else ("text",)
         texts = tuple(as_text(row[column], f"{where}: ", column) for column in columns)
         label = row["label"]
@@ -468,8 +469,7 @@ def load_hub(task: Task) -> dict[str, Split]:
         datasets.disable_progress_bars()
     splits = {}
     for split, name in (("train", "train"), ("test", task.test.replace("dev", "validation"))):
-        with blame("--task", task.hub, "a data set of the hub"):
-            part = datasets.load_dataset(task.hub, task.config, split=name)
+        part = datasets.load_dataset(task.hub, task.config, split=name)
         texts = zip(*(part[column][:] for column in task.hub_text), strict=True)
         splits[split] = Split(list(texts), np.array(part["label"][:]))
     return splits
@@ -530,7 +530,7 @@ def back_translate(split: Split, temperature: float, translators: list[str], out
         for model in translators:
             texts = translate(texts, model, temperature, seed, device)
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
+        part = file.with_suffix(f".{os.getpid()}.part")  # every rank writes its own
         part.write_text(json.dumps(texts), encoding="utf-8")
         os.replace(part, file)
     with blame("--noise", file, "the translations written there; delete it to have them made anew"):

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax, stdtrit
 
-from data import TASKS, Mistake, Split, blame, load_data, method_name, printable, read_records
+from data import TASKS, Mistake, Split, blame, load_data, method_name, printable, read_records, read_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,12 +57,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         commands.add_parser(name, parents=parents).set_defaults(command=command)
 
     args = parser.parse_args(argv)
-    output = getattr(args, "output", "none.png")  # table, score and predict draw nothing
-    folder = os.path.dirname(output) or "."
-    if not os.path.isdir(folder):
-        raise Mistake(f"argument -o: no folder {folder}; make it or choose another")
-    if not Path(output).suffix:
-        raise Mistake(f"argument -o: {output} has no ending; expected one such as .png or .pdf")
+    if "output" in args:
+        output = Path(args.output)
+        if not os.path.isdir(output.parent):  # False for a name that is too long
+            raise Mistake(f"argument -o: no folder {output.parent}; make it or choose another")
+        if not output.suffix:
+            raise Mistake(f"argument -o: {output} has no ending; expected one such as .png or .pdf")
     return args
 
 
@@ -131,8 +131,9 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
         for record in read_records(Path(file)):
             record = checked(record, FIELDS, f"argument RESULTS.jsonl: {file}, run {record['run'][:100]}")
             # CE and CE + SCL each go on from a checkpoint of their own.
-            base = re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?-seed\d+-\w+$", "", record["model"])
-            record |= {"model": base, "is_transfer": base != record["model"], "file": file}
+            model = record["model"].rstrip("/")
+            base = re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?-seed\d+-\w+$", "", model)
+            record |= {"model": base, "is_transfer": base != model, "file": file}
 
             setting = tuple(str(record[name] or "") for name in SETTING)
             method = tuple(record[name] for name in METHOD)
@@ -140,7 +141,7 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
             refuse_mixture(record, firsts.setdefault(setting, record), ("test_checksum", "test_size"))
             refuse_mixture(record, next(iter(arm.values()), record), TUNED)
             other = arm.setdefault(record["seed"], record)
-            if other["run"] != record["run"]:  # one run may be in two files
+            if any(other[name] != record[name] for name in ("run", "test_accuracy")):  # one run may be in two files
                 raise Mistake(f"argument RESULTS.jsonl: {describe(record)} has seed {record['seed']} twice, "
                               f"{other['run']} (in {other['file']}) and {record['run']} (in {file}); keep one")
 
@@ -152,11 +153,8 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
 def refuse_mixture(record: dict, other: dict, names: Iterable[str]) -> None:
     for name in names:
         if str(record[name]) != str(other[name]):
-            line = json.dumps({name: record[name]})[1:-1]
-            files = " ".join(dict.fromkeys((other["file"], record["file"])))
             raise Mistake(f"argument RESULTS.jsonl: {describe(record)} mixes {name} {other[name]} (in {other['file']}) "
-                          f"and {record[name]} (in {record['file']}); give each an --out of its own, or pick one: "
-                          f"grep -h '{line},' {files} > one.jsonl")
+                          f"and {record[name]} (in {record['file']}); give each a file of its own")
 
 
 def describe(record: dict) -> str:
@@ -169,7 +167,7 @@ def shots(record: dict) -> str:
 
 def shown(record: dict) -> dict:
     """As tables and titles say it: folders by their last name, no head_lr and eval_every that follow from the rest."""
-    folders = {field: Path(record[field]).name for field in ("task", "model")}
+    folders = {field: Path(record[field]).name or record[field] for field in ("task", "model")}
     folders = {field: name for field, name in folders.items() if name not in TASKS}  # my/sst2 is not the paper's
     usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
     derived = {name: None for name, value in usual.items() if record[name] == value}
@@ -230,30 +228,25 @@ def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def pooled(gains: list[tuple[str, dict[int, float]]], resamples: int = 9_999) -> tuple[float, float, float, float]:
-    """The mean over settings, each a task and its differences by seed: with a 95 % interval, and a p for no difference.
+def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, float]:
+    """The mean over settings, each a task and its differences by seed, with its 95 % t interval.
 
-    A seed's 20 examples lie within its 100, so settings of one task are not independent. The bootstrap draws the seeds
-    of each task, a seed with all its settings, one fewer than there are, so that its variance is unbiased (Rao and Wu,
-    1988). p flips signs, those of a seed in all its settings at once. With fewer than five seeds no interval (nan).
+    A seed's 20 examples lie within its 100, so the settings of one task are not independent, but its seeds are. So the
+    variance is that of seeds, each with all its settings at once. Of one setting this is `t_interval`. A task of one
+    seed leaves none (nan).
     """
-    rng, drawn, flipped, fewest = np.random.default_rng(0), [], [], math.inf
+    means = [np.mean(list(differences.values())) for _, differences in gains]
+    variance, freedom = 0.0, 0
     for task in dict.fromkeys(task for task, _ in gains):
-        of_task = [differences for other, differences in gains if other == task]
-        seeds = sorted(set().union(*of_task))
-        n, fewest = len(seeds), min(fewest, len(seeds))
-        counts = rng.multinomial(max(n - 1, 1), np.full(n, 1 / n), resamples)  # (R, n), how often each is drawn
-        signs = rng.choice((-1, 1), (resamples, n))  # (R, n)
-        for differences in of_task:
-            numbers = np.array([differences.get(seed, 0) for seed in seeds])  # (n,)
-            has_it = np.isin(seeds, list(differences))  # (n,)
-            with np.errstate(invalid="ignore"):  # 0 / 0: none of its seeds was drawn
-                drawn.append(counts @ numbers / counts[:, has_it].sum(axis=1))  # (R,)
-            flipped.append(signs @ numbers / has_it.sum())  # (R,)
-    mean = np.mean([np.mean(list(differences.values())) for _, differences in gains])
-    low, high = np.percentile(np.nanmean(drawn, axis=0), [2.5, 97.5]) if fewest >= 5 else (np.nan, np.nan)
-    as_far = np.abs(np.mean(flipped, axis=0)) >= abs(mean) - 1e-12
-    return mean, low, high, (1 + as_far.sum()) / (1 + resamples)
+        pulls: dict[int, float] = Counter()  # what each seed adds to the sum of the task's means
+        for (other, differences), mean in zip(gains, means, strict=True):
+            for seed, difference in differences.items() if other == task else ():
+                pulls[seed] += (difference - mean) / len(differences)
+        n = len(pulls)
+        variance += n / (n - 1) * sum(pull**2 for pull in pulls.values()) if n > 1 else np.nan
+        freedom += n - 1
+    half = stdtrit(freedom, 0.975) * variance**0.5 / len(gains)
+    return np.mean(means), np.mean(means) - half, np.mean(means) + half
 
 
 def test_set_error(arm: Arm, other: Arm) -> float | None:
@@ -262,12 +255,12 @@ def test_set_error(arm: Arm, other: Arm) -> float | None:
     if any("test_correct" not in record for pair in pairs for record in pair):
         return None
 
-    gains = np.mean([answers(one) - answers(two) for one, two in pairs], axis=0)  # (test examples,)
+    gains = np.mean([right_or_wrong(one) - right_or_wrong(two) for one, two in pairs], axis=0)  # (test examples,)
     return gains.std() / len(gains) ** 0.5
 
 
-def answers(record: dict) -> np.ndarray:
-    """Right (1) or wrong (0), by test example."""
+def right_or_wrong(record: dict) -> np.ndarray:
+    """1 or 0, by test example."""
     with blame("RESULTS.jsonl", f"test_correct of {record['run']}", "a bit for each test example, in hexadecimal"):
         packed = np.frombuffer(bytes.fromhex(record["test_correct"]), np.uint8)
         return np.unpackbits(packed)[: record["test_size"]].reshape(record["test_size"]).astype(int)
@@ -284,7 +277,7 @@ EXPLAINED = {
     "on validation [95 %]": "the same difference on the validation examples, which also chose the checkpoint",
     "minus clean [95 %]": "the same method's mean paired difference to no noise",
     "test s.e.": "binomial standard error of the accuracy, for the size of the test set",
-    "mean over settings": "95 % interval by a bootstrap and p by sign flips, both of the seeds of each task",
+    "mean over settings": "95 % t interval, the seeds of a task with all their settings as its independent parts",
 }
 
 
@@ -327,8 +320,8 @@ def table_row(arm: Arm, ce: Arm, clean: Arm) -> dict:
         "all seeds": spread(100 * test, 1),
         "top 3 by validation": percent(*top_three(arm)) if n >= 10 else None,
         "minus CE [95 %]": difference(*t_interval(gained)) if gained else None,
-        "paper's gain": None if papers is None else f"{papers:+.1f}",
         "its test s.e.": None if error is None else percent(error),
+        "paper's gain": None if papers is None else f"{papers:+.1f}",
         "on validation [95 %]": difference(*t_interval(on_validation)) if gained else None,
         "minus clean [95 %]": difference(*t_interval(lost)) if lost else None,
         "test s.e.": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
@@ -347,7 +340,7 @@ def table(args: argparse.Namespace) -> None:
             rows.append(table_row(arms[key], ce, clean.get(key, {})))
             records += arms[key].values()
             if gained := paired_differences(arms[key], ce):
-                gains.setdefault(rows[-1]["method"], []).append((rows[-1]["task"], gained))
+                gains.setdefault(rows[-1]["method"], []).append((setting[0], gained))
 
     shared = {name: rows[0][name] for name in COMPARED if len({row[name] for row in rows}) == 1}
     columns = [name for name in rows[0] if name not in shared and any(row[name] is not None for row in rows)]
@@ -374,11 +367,10 @@ def table(args: argparse.Namespace) -> None:
 
 def pooled_line(method: str, gains: list[tuple[str, dict[int, float]]]) -> str:
     """What a table says of a method in all its settings together."""
-    mean, low, high, p = pooled(gains)
     settings = [list(differences.values()) for _, differences in gains]
     pairs, n = np.concatenate(settings), len(settings)
     ahead = sum(np.mean(of_setting) > 0 for of_setting in settings)
-    return (f"{method} minus CE, mean over {n} settings: {difference(mean, low, high)}, p = {p:.4f}; "
+    return (f"{method} minus CE, mean over {n} settings: {difference(*pooled(gains))}; "
             f"ahead in {ahead} of {n} settings and {(pairs > 0).sum()} of {len(pairs)} pairs.")
 
 
@@ -433,7 +425,9 @@ def label_of(setting: dict, group: list[tuple[dict, dict]]) -> str:
     for name in (*SETTING, *TUNED):
         found = Counter(str(other[name]) for other, _ in group)
         is_usual = str(setting[name]) == found.most_common(1)[0][0]
-        if name not in ("task", *NOISE) and len(found) > 1 and (name in TUNED or not is_usual):
+        if name in ("task", *NOISE) or setting[name] in (None, "None"):
+            continue
+        if len(found) > 1 and (name in TUNED or not is_usual):
             told.append(f"{name} {setting[name]}")
     return ", ".join(told)
 
@@ -450,7 +444,7 @@ def effects(args: argparse.Namespace) -> None:
             draw_effect(panel, len(labels), by_seed, t_interval(by_seed), paper_gain(setting))
             labels.append(label_of(setting, group))
         if len(group) > 1:
-            *interval, _ = pooled([(setting["task"], by_seed) for setting, by_seed in group])
+            interval = pooled([(setting["task"], by_seed) for setting, by_seed in group])
             draw_effect(panel, len(labels), {}, interval, None)
             labels.append(f"mean of these {len(group)}")
 
@@ -470,9 +464,9 @@ def effects(args: argparse.Namespace) -> None:
 def draw_effect(panel, y: int, by_seed: dict[int, float], interval: tuple[float, ...], paper: float | None) -> None:
     """One row, in points: of a setting, or of a group, which has no seeds of its own."""
     mean, low, high = (100 * part for part in interval)
-    shape, colour, label = "D", "black", "mean of the group, 95 % bootstrap interval"
+    shape, colour, label = "D", "black", "mean of the group, 95 % interval"
     if by_seed:
-        shape, colour, label = "s", "#0072B2", "mean of the seeds, 95 % t interval"
+        shape, colour, label = "s", "#0072B2", "mean of the seeds, 95 % interval"
         dots = [100 * gain for gain in by_seed.values()]
         panel.plot(dots, [y + 0.3] * len(dots), "o", color="grey", markersize=2.5, label="a seed")
     panel.plot([low, high], [y, y], color=colour, linewidth=1.6)
@@ -557,16 +551,17 @@ def answer(folder: str, record: dict, names: tuple[str, ...] | None, split: Spli
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    tokenizer = load_tokenizer(folder, record["pooling"])
+    if names:  # a test set; a line to predict may be of signs that no tokenizer knows
+        check_vocabulary(tokenizer, split.texts, folder)
     own = tuple(map(str, load_config(folder).id2label.values()))
     if names is None or names == tuple(map(str, range(len(own)))):
         names = own
 
-    tokenizer = load_tokenizer(folder, record["pooling"])
     model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"], record["max_length"])
     if model.classifier_is_new:
         raise Mistake(f"argument RUN: {folder} has no trained classifier for {', '.join(names)}; its config has "
                       f"{', '.join(own)}")
-    check_vocabulary(tokenizer, split.texts, folder)
     model.to(pick_device(device, record["precision"]))
     return names, *predict(model, split, record["precision"])
 
@@ -574,9 +569,8 @@ def answer(folder: str, record: dict, names: tuple[str, ...] | None, split: Spli
 def test_set(folder: str, args: argparse.Namespace):
     """A run's record; class names, labels, class logits and features of its test set, or of another task's."""
     record = read_checkpoint(folder)
-    task, data_dir = args.task or record["task"], args.data_dir
-    if data_dir is None and (args.task is None or args.task in TASKS):
-        data_dir = record["data_dir"]
+    task = args.task or record["task"]
+    data_dir = args.data_dir or (record["data_dir"] if task in TASKS else None)
     data = load_data(task, data_dir, bool(record["shots"] or record["shots_per_class"]))
     is_its_own = data.test.checksum == record["test_checksum"]
     if args.task is None and not is_its_own:
@@ -701,8 +695,10 @@ def project(features: np.ndarray, folder: str) -> np.ndarray:
 def predict(args: argparse.Namespace) -> None:
     record = read_checkpoint(args.run)
     with blame("FILE", args.file, "a text a line, in UTF-8"):
-        lines = Path(args.file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    rows = [tuple(line.split("\t")) for line in lines]
+        lines = read_text(Path(args.file)).removesuffix("\n").split("\n")
+    if lines == [""]:
+        raise Mistake(f"argument FILE: {args.file} is empty; expected a text a line")
+    rows = [tuple(line.removesuffix("\r").split("\t")) for line in lines]
     columns = len(TASKS[record["task"]].hub_text) if record["task"] in TASKS else len(rows[0])
     for number, row in enumerate(rows, start=1):
         if len(row) != columns:

@@ -251,7 +251,7 @@ class Model(nn.Module):
         scaled = F.normalize(features, dim=1) / self.ce_temperature if self.ce_temperature else features
         return self.head(scaled), features
 
-    def tokens(self, texts: list[tuple[str, ...]]) -> dict[str, Tensor]:
+    def tokenize(self, texts: list[tuple[str, ...]]) -> dict[str, Tensor]:
         """Of one batch, padded on the right to its longest text: (N, T) each."""
         columns = map(list, zip(*texts, strict=True))
         tokens = self.tokenizer(*columns, truncation=True, max_length=self.max_length, padding=True,
@@ -369,7 +369,10 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
         one = min(new_in_encoder).removeprefix("backbone.")
         raise Mistake(f"argument --model: {source} lacks {len(new_in_encoder)} weights of its encoder, or has them in "
                       f"other shapes, such as {one}; save it anew by save_pretrained")
-    trained = load_head(source, head) if head else source != "demo" and not new_weights
+    if head:
+        trained = load_head(source, head, pooling, ce_temperature)
+    else:
+        trained = source != "demo" and not new_weights
     model.classifier_is_new = not (trained and reorder_or_reset(model.last_layer(), names_of_source, label_names))
     check_model(model, source)
     return model
@@ -386,14 +389,15 @@ def adapt_config(config, label_names: tuple[str, ...], dropout: float) -> None:
         config.classifier_pooling = "bos" if config.model_type == "eurobert" else "cls"
 
 
-def load_head(source: str, head: nn.Linear) -> bool:
-    """The linear classifier of a checkpoint of ours, if it has one for as many classes."""
+def load_head(source: str, head: nn.Linear, pooling: str, ce_temperature: float | None) -> bool:
+    """The linear classifier of a checkpoint of ours, if it has one for such features and as many classes."""
     file = Path(source, "head.safetensors")
     if not file.is_file():
         return False
-    with blame("--model", file, "the file that finetune.py wrote"):
-        weights = load_file(file)
-        if weights["weight"].shape != head.weight.shape:
+    with blame("--model", source, "a folder that finetune.py wrote"):
+        record, weights = json.loads(Path(source, "record.json").read_text(encoding="utf-8")), load_file(file)
+        reads_the_same = (record["pooling"], record["ce_temperature"]) == (pooling, ce_temperature)
+        if not reads_the_same or weights["weight"].shape != head.weight.shape:
             return False
         head.load_state_dict(weights)
     return True
@@ -421,7 +425,7 @@ def check_model(model: Model, source: str) -> None:
         raise Mistake(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")
     model.eval()
     with blame("--model", source, "an encoder for text"):
-        class_logits, features = model(**model.tokens([("a b c",)]))
+        class_logits, features = model(**model.tokenize([("a b c",)]))
     parameters = list(model.parameters())
     everything = class_logits.sum() + features.sum()
     gradients = torch.autograd.grad(everything, parameters, retain_graph=True, allow_unused=True)
@@ -438,12 +442,12 @@ def check_model(model: Model, source: str) -> None:
 # ------------------------------------------------------------ training
 
 # torchrun starts several processes, the ranks. Each takes its share of every batch (`fit`), sees what all of them made
-# of theirs (`Training.objective`), and takes its share of an evaluation (`predict`); the first alone writes and tells.
+# of theirs (`Training.objective`), and takes its share of an evaluation (`predict`). The first alone writes.
 RANK, WORLD_SIZE = 0, 1
 if dist.is_torchelastic_launched():
     RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-NO_BAR = True if RANK else None  # None: where there is no terminal
-TERMINATED: list[int] = []  # not empty: SIGTERM came, and the step is finished first
+NO_BAR = True if RANK else None  # to tqdm, None means a bar on a terminal alone
+TERMINATED: list[int] = []  # not empty: SIGTERM came; `fit` finishes the step, several ranks up to READ_EVERY of them
 
 
 class Diverged(Exception):
@@ -484,16 +488,13 @@ def predict(model: Model, split: Split, precision: str = "fp32") -> tuple[np.nda
     starts = range(RANK * EVAL_BATCH, len(order), WORLD_SIZE * EVAL_BATCH)
     for start in tqdm(starts, "evaluating", disable=NO_BAR, leave=False, delay=5):
         rows = order[start : start + EVAL_BATCH]
-        tokens = model.tokens([split.texts[row] for row in rows])
+        tokens = model.tokenize([split.texts[row] for row in rows])
         with autocast(device, precision):
             outputs[rows] = torch.cat(model(**tokens), dim=1).float()
     if WORLD_SIZE > 1:
         dist.all_reduce(outputs)  # zeros but on one rank: exact
     results = outputs.cpu().numpy()
     return results[:, :classes], results[:, classes:]
-
-
-LOGGED = ("loss", "ce", "scl", "scl_lowest", "scl_collapsed")
 
 
 class Training:
@@ -514,7 +515,7 @@ class Training:
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None, "validation_accuracies": []}
         self.step = 0  # the last that has begun
-        self.sums = torch.zeros(len(LOGGED), device=self.device)  # since the last validation
+        self.sums: dict[str, Tensor] = {}  # of losses, since the last validation
         self.started = time.perf_counter()
 
     def forward(self, texts: list[tuple[str, ...]], piece: int = 0) -> tuple[Tensor, Tensor]:
@@ -523,23 +524,24 @@ class Training:
         So the same masks can be had again, and no random state is kept.
         """
         key = np.random.SeedSequence((self.config["seed"], self.step, RANK, piece))
-        tokens = self.model.tokens(texts)
+        tokens = self.model.tokenize(texts)
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
         with autocast(self.device, self.config["precision"]):
             return self.network(**tokens)
 
-    def objective(self, class_logits: Tensor, features: Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Eq. 1 on the batch of all ranks, as `ce_scl_loss` has it; and its parts, `LOGGED`."""
+    def objective(self, class_logits: Tensor, features: Tensor, labels: np.ndarray) -> dict[str, Tensor]:
+        """Eq. 1 on the batch of all ranks, as `ce_scl_loss` has it, and its parts."""
         own = class_logits.float(), features.float(), torch.from_numpy(labels).to(self.device)
         class_logits, features, classes = gather_batch(*own)
         ce = F.cross_entropy(class_logits, classes)  # Eq. 2
         if self.lam == 0:
-            return ce, torch.stack([ce, ce, *ce.new_zeros(3)]).detach()
+            return {"loss": ce, "ce": ce}
         scl = scl_loss(features, classes, self.tau)  # Eq. 3
         loss = (1 - self.lam) * ce + self.lam * scl  # Eq. 1
-        return loss, torch.stack([loss, ce, scl, *scl_bounds(classes, self.tau)]).detach()
+        lowest, collapsed = scl_bounds(classes, self.tau)
+        return {"loss": loss, "ce": ce, "scl": scl, "scl_lowest": lowest, "scl_collapsed": collapsed}
 
-    def cached_backward(self, batch: Split, size: int) -> Tensor:
+    def cached_backward(self, batch: Split, size: int) -> dict[str, Tensor]:
         """The gradient of Eq. 1 for a batch larger than memory, which comes in pieces (--micro-batch-size).
 
         Accumulating the gradients of the pieces would contrast each only within itself. So a first pass computes what
@@ -550,21 +552,23 @@ class Training:
         with torch.no_grad():
             outputs = [self.forward(texts, number) for number, texts in enumerate(pieces)]
         whole_batch = [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]  # (B, C), (B, D)
-        loss, logged = self.objective(*whole_batch, batch.labels)
-        gradients = torch.autograd.grad(self.scaler.scale(loss), whole_batch, materialize_grads=True)
+        losses = self.objective(*whole_batch, batch.labels)
+        gradients = torch.autograd.grad(self.scaler.scale(losses["loss"]), whole_batch, materialize_grads=True)
         of_pieces = zip(*(gradient.split(size) for gradient in gradients), strict=True)
         for number, (texts, cached) in enumerate(zip(pieces, of_pieces, strict=True)):
             # DistributedDataParallel averages over the ranks once, with the last piece.
             early = WORLD_SIZE > 1 and number + 1 < len(pieces)
             with self.network.no_sync() if early else contextlib.nullcontext():
                 again = self.forward(texts, number)
-                sum((output * gradient).sum() for output, gradient in zip(again, cached, strict=True)).backward()
-        return logged
+                surrogate = sum((output * gradient).sum() for output, gradient in zip(again, cached, strict=True))
+                surrogate.backward()  # it has the gradient of Eq. 1
+        return losses
 
     def mean_losses(self) -> dict[str, float]:
-        """What is logged, mean over the steps since the last validation; reading it waits for the device."""
+        """Mean over the steps since the last validation; reading it waits for the device."""
         every = self.config["eval_every"]
-        means = dict(zip(LOGGED, (self.sums / (self.step % every or every)).tolist(), strict=True))
+        steps = self.step % every or every
+        means = {name: total.item() / steps for name, total in self.sums.items()}
         if not math.isfinite(means["loss"]):
             raise Diverged("the loss is not finite")
         return means
@@ -572,11 +576,10 @@ class Training:
     def validate(self, validation: Split) -> str:
         """Notes the losses, the accuracy, and the weights if they are the best so far; returns a line."""
         result, losses = self.result, self.mean_losses()
-        self.sums.zero_()
-        result["ce"] = losses["ce"]
+        self.sums = {}
+        result |= {name: losses[name] for name in losses if name != "loss"}
         text = f"step {self.step}/{self.config['steps']}  ce {losses['ce']:.3f}"
         if self.lam:
-            result |= {name: losses[name] for name in ("scl", "scl_lowest", "scl_collapsed")}
             text += "  scl {scl:.3f} (lowest {scl_lowest:.3f}, collapsed {scl_collapsed:.3f})".format(**losses)
             if losses["scl_collapsed"] == 0:
                 text += ": no batch of three or more held two of a class"
@@ -616,7 +619,7 @@ class Training:
             for name, values in state["modules"].items():
                 getattr(self, name).load_state_dict(values)
             vars(self).update(state["plain"], started=self.started - state["seconds"])
-            self.sums = self.sums.to(self.device)
+            self.sums = {name: total.to(self.device) for name, total in self.sums.items()}
         return self
 
 
@@ -637,8 +640,7 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
         save_every: int | None = None) -> None:  # fmt: skip
     """Trains, and leaves in the model the weights of the best validation accuracy (the later, if equal).
 
-    With lam = 1 nothing trains the classifier, so validation cannot choose, and the last step stays. Then a second
-    training follows, with `classifier_only`: cross-entropy on frozen features, without dropout.
+    With lam = 1 nothing trains the classifier, so validation cannot choose, and the last step stays.
     """
     config, steps, done = training.config, training.config["steps"], training.step
     order = batches(train.labels, config["batch_size"], config["sampler"], np.random.default_rng(config["seed"]))
@@ -648,32 +650,39 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
         training.step = step
         training.model.train(not training.classifier_only)
         batch = train.take(np.split(next(order), WORLD_SIZE)[RANK])  # this process's share
+
+        # forward and backward: of the batch at once, or in pieces
         size = config["micro_batch_size"] or len(batch)
         if size < len(batch):
-            logged = training.cached_backward(batch, size)
+            losses = training.cached_backward(batch, size)
         else:
             class_logits, features = training.forward(batch.texts)  # (B, C), (B, D)
-            loss, logged = training.objective(class_logits, features, batch.labels)
-            training.scaler.scale(loss).backward()
+            losses = training.objective(class_logits, features, batch.labels)
+            training.scaler.scale(losses["loss"]).backward()
+
+        # update
         training.scaler.step(training.optimizer)
         training.scaler.update()
         training.schedule.step()
         training.optimizer.zero_grad()
-        training.sums += logged
+        for name, loss in losses.items():
+            training.sums[name] = training.sums.get(name, 0) + loss.detach()
 
+        # now and then: look at the loss, validate, save
         validate = step % config["eval_every"] == 0 or step == steps
         save = bool(save_every) and step % save_every == 0
         look = validate or save or step % READ_EVERY == 0
-        terminated = (look or WORLD_SIZE == 1) and anywhere(bool(TERMINATED), training.device)
-        if look or terminated:
+        if look:
             loss = training.mean_losses()["loss"]
             bar.set_postfix(loss=f"{loss:.3f}", validation=training.result["validation_accuracy"])
         if validate:
             bar.write(training.validate(validation))
+        terminated = (look or WORLD_SIZE == 1) and anywhere(bool(TERMINATED), training.device)
         if state and (save or terminated) and not RANK:
             training.save(state)
         if terminated:
-            anywhere(True, training.device)  # waits until it is written: torchrun ends all soon after the first
+            if WORLD_SIZE > 1:
+                dist.barrier()  # until it is written, since torchrun ends all soon after the first
             bar.write(f"terminated after step {step}, which {state} has; the same command goes on", file=sys.stderr)
             sys.exit(128 + signal.SIGTERM)
     training.finish()
@@ -693,7 +702,10 @@ def anywhere(flag: bool, device: torch.device) -> bool:
 
 def run(config: dict, model: Model, splits: tuple[Split, ...], folder: Path | None, state: Path,
         save_every: int | None) -> dict:  # fmt: skip
-    """The record. What is random comes from config["seed"], so a sweep changes nothing."""
+    """The record. What is random comes from config["seed"], so a sweep changes nothing.
+
+    lam = 1 has a second training, of the classifier alone: cross-entropy on frozen features, without dropout.
+    """
     train, validation, test = splits
     device = model.backbone.device
     if anywhere(state.is_file(), device):
@@ -717,8 +729,9 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], folder: Path | No
             save_checkpoint(folder, model, config | training.result)
             kept = f"; {folder} keeps step {best_step}, the best before"
         raise Diverged(f"{config['run']}: {diverged} by step {training.step}{kept}") from None
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     record = config | training.result | test_metrics(model, test, config["precision"])
     record |= {
         "seconds": round(time.perf_counter() - training.started, 1),
@@ -797,24 +810,19 @@ def save_checkpoint(folder: Path, model: Model, record: dict) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file or folder, which then takes the place of `path`. A kill leaves the old one or the new one.
-
-    (Of a folder, which cannot be replaced in one go, for a moment as .NAME.old.)
-    """
-    part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    """Where to write a file or folder, which then takes the place of `path`: a kill leaves no half of it."""
+    part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(part)  # of one who was killed here
     try:
         yield part
-        if path.is_dir():  # which cannot be replaced by another in one go
-            remove(old)
-            path.replace(old)
+        if path.is_dir():  # which another cannot replace
+            remove(path)
         part.replace(path)
     except Exception as error:  # whatever a library makes of a full disk
         raise Mistake(f"{path} cannot be written ({reason(error)}); the same command goes on") from error
     finally:
         remove(part)
-    remove(old)
 
 
 def remove(path: Path) -> None:
@@ -897,6 +905,8 @@ def sweep(args: argparse.Namespace) -> None:
             except Diverged as diverged:
                 print(f"{diverged}")
                 failures.append(str(diverged))
+                if not RANK:
+                    state.unlink(missing_ok=True)  # it would diverge again
                 continue
             if not RANK:
                 append_record(results, record)
@@ -938,7 +948,7 @@ def describe(config: dict, model: Model, splits: tuple[Split, ...], names: tuple
     sizes = np.bincount(train.labels, minlength=len(names))
     if not sizes.all():
         name = printable(names[sizes.argmin()])
-        print(f"  warning: no training example of {name}: a label mistyped, or noise took its only one")
+        print(f"  warning: no training example of {name}, so no batch will teach it")
     if len(splits[1]) < 50:
         print(f"  warning: only {len(splits[1])} validation examples, which choose the checkpoint")
     if config["model"] == "demo":
@@ -950,13 +960,15 @@ def conclude(record: dict, test: Split, names: tuple[str, ...]) -> None:
     largest, share = printable(names[sizes.argmax()]), sizes.max() / len(test)
     print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
           "{seconds:.0f} s".format(**record) + f"; of test {share:.3f} are {largest}")
-    fallen, range_of_scl = (record.get("scl_collapsed", 0) - record.get(name, 0) for name in ("scl", "scl_lowest"))
-    if fallen < 0.1 * range_of_scl:
-        print("  warning: scl ended near its collapsed value, so it was hardly fitted: more steps, or a larger --lr")
+    if record["lam"]:
+        scl, lowest, collapsed = (record[name] for name in ("scl", "scl_lowest", "scl_collapsed"))
+        if collapsed - scl < 0.1 * (collapsed - lowest):
+            print("  warning: scl ended near its collapsed value, and was hardly fitted: more steps, or a higher --lr")
 
 
 def pick_device(name: str | None, precision: str = "fp32") -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    has_mps = torch.backends.mps.is_available() and WORLD_SIZE == 1  # no backend of torch.distributed moves its tensors
+    name = name or ("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     name = f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and dist.is_torchelastic_launched() else name
     with blame("--device", name, "cpu, or a device that torch sees"):
         device = torch.empty(1, device=name).device

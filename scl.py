@@ -88,29 +88,30 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, u, labels, chunk_size):
-        losses, num_positives, log_denominator = u.new_empty(3, u.shape[0], 1)  # in one: between blocks they fragment
+        losses, num_positives, log_denominator = (u.new_empty(u.shape[0]) for _ in range(3))  # (N,)
         for rows, logits, positives in _blocks(u, labels, chunk_size):
-            num_positives[rows] = positives.sum(dim=1, keepdim=True)
-            log_denominator[rows] = logits.logsumexp(dim=1, keepdim=True)
-            log_prob = logits - log_denominator[rows]
-            losses[rows] = -(positives * log_prob).sum(dim=1, keepdim=True) / num_positives[rows].clamp(min=1)
+            num_positives[rows] = positives.sum(dim=1)
+            log_denominator[rows] = logits.logsumexp(dim=1)
+            log_prob = logits - log_denominator[rows, None]
+            losses[rows] = -(positives * log_prob).sum(dim=1) / num_positives[rows].clamp(min=1)
         ctx.chunk_size = chunk_size
         ctx.save_for_backward(u, labels, num_positives, log_denominator)
         ctx.mark_non_differentiable(num_positives)
-        return losses[:, 0].clone(), num_positives  # a view could not be changed in place
+        return losses, num_positives
 
     @staticmethod
     def backward(ctx, grad, _):
         if torch.is_grad_enabled():
             raise RuntimeError("scl_loss in blocks has no second derivative; with chunk_size=len(features) it has")
         u, labels, num_positives, log_denominator = ctx.saved_tensors
-        grad = grad[:, None] * (num_positives > 0)  # (N, 1): a column is of i, its transpose of j
+        grad = grad * (num_positives > 0)  # (N,); below, [rows, None] is of i and the rest of j
         share = grad / num_positives.clamp(min=1)
         grad_u = torch.empty_like(u)
         with torch.autocast(u.device.type, enabled=False):
             for rows, logits, positives in _blocks(u, labels, ctx.chunk_size):
-                w = (logits - log_denominator[rows]).exp_() * grad[rows] + (logits - log_denominator.T).exp_() * grad.T
-                w -= positives * (share[rows] + share.T)
+                w = (logits - log_denominator[rows, None]).exp_() * grad[rows, None]
+                w += (logits - log_denominator).exp_() * grad
+                w -= positives * (share[rows, None] + share)
                 grad_u[rows] = w @ u
         return grad_u, None, None
 
@@ -164,7 +165,7 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
     (tensor(1.9474), tensor(2.7081))
     """
     _check(labels, temperature)
-    n, ordered = labels.shape[0], labels.long().sort().values
+    n, ordered = labels.shape[0], labels.long().sort().values  # not `unique`, whose shape depends on the labels
     class_size = (torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)).float()
     has_positive = class_size > 1
     # 1 - negative: 2, or for K classes of one size K/(K-1) = n/(n - class_size), which is inf for a single class

@@ -136,7 +136,7 @@ def evaluation_speed(args, rounds=3):
                 model.eval()
                 with torch.inference_mode():
                     for first in range(0, len(validation), finetune.EVAL_BATCH):
-                        model(**model.tokens(validation.texts[first : first + finetune.EVAL_BATCH]))
+                        model(**model.tokenize(validation.texts[first : first + finetune.EVAL_BATCH]))
             values.append(len(validation) / (time.perf_counter() - start))
     return [[name, f"{statistics.median(values):.0f}"] for name, values in seconds.items()]
 

@@ -294,6 +294,13 @@ def test_an_emptied_split_says_why(own):
         load_data(str(alike), None, few_shot=False)
 
 
+def test_what_validation_takes_with_it_is_told(own, capsys):
+    rows = [(text.swapcase() if i % 2 else text, i % 2) for text in sentences(40) for i in range(2)]
+    train, validation, _, _ = load_data(str(own(train=rows, test=[("a", 0), ("b", 1)] * 4)), None, few_shot=False)
+    told = capsys.readouterr().err
+    assert 0 < len(rows) - len(train) - len(validation) == int(told.split(": ")[1].split()[0])
+
+
 def test_validation_never_takes_the_only_example_of_a_class(own):
     rows = [(text, 0) for text in sentences(60)] + [("one of its kind", 1)]
     for i in range(5):

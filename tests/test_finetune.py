@@ -171,7 +171,7 @@ def test_ce_and_scl_give_the_encoder_another_gradient_than_ce(pooling):
         model, train, _, config = parts(pooling)
         batch = train.take(np.arange(16))
         model.eval()
-        class_logits, features = model(**model.tokens(batch.texts))
+        class_logits, features = model(**model.tokenize(batch.texts))
         labels = torch.from_numpy(batch.labels)
         ce = torch.nn.functional.cross_entropy(class_logits, labels)
         ((1 - lam) * ce + lam * finetune.scl_loss(features, labels, config["tau"])).backward()
@@ -312,7 +312,7 @@ def test_predictions_come_in_the_order_of_the_rows():
     assert (class_logits.shape, features.shape) == ((200, 2), (200, 64))
     model.eval()
     for row in (0, 57, 199):
-        (alone,) = model(**model.tokens([validation.texts[row]]))[0].detach().numpy()
+        (alone,) = model(**model.tokenize([validation.texts[row]]))[0].detach().numpy()
         assert np.allclose(alone, class_logits[row], atol=1e-5)
 
 
@@ -396,11 +396,11 @@ def test_back_translation_translates_both_texts_of_a_pair(tmp_path, monkeypatch)
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, capsys):
     flags = ["--task", "demo", "--shots", "20", "--max-steps", "60", "--eval-every", "1", "--warmup-ratio", "1"]
-    assert finetune.main([*flags, "--lr", "1e38", "--out", str(tmp_path)]) == 2
+    assert finetune.main([*flags, "--lr", "1e38", "--save-every", "1", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "not finite by step 2" in error and "keeps step 1, the best before" in error
     assert not (tmp_path / "results.jsonl").exists()
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.iterdir()  # and no state, which would diverge again
     assert all(weight.isfinite().all() for weight in finetune.load_file(folder / "model.safetensors").values())
 
 
@@ -643,7 +643,7 @@ def test_what_no_output_needs_is_not_trained(tmp_path, name, settings, unused):
     """DistributedDataParallel would wait for its gradient."""
     folder = save_encoder(tmp_path / "model", name, **settings)
     model = finetune.load_model(str(folder), "mean", data.POLARITY, finetune.load_tokenizer(str(folder), "mean"), 0.0)
-    class_logits, features = model.train()(**model.tokens([("the plot was great",), ("dull",)]))
+    class_logits, features = model.train()(**model.tokenize([("the plot was great",), ("dull",)]))
     (class_logits.sum() + features.sum()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None), name
@@ -686,6 +686,15 @@ def test_other_classes_get_a_new_classifier_and_it_is_said(checkpoints, tmp_path
     assert not torch.equal(model.last_layer().weight, before.last_layer().weight)
     run(tmp_path / "out", "--shots", 20, "--model", folder, "--pooling", pooling)
     assert "with a new classifier" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pooling, ce_temperature", [("cls", 0.2), ("mean", 0.2)])
+def test_a_classifier_of_other_features_is_not_kept(checkpoints, pooling, ce_temperature):
+    """That of mean pooling reads the mean as it is; these read something else of the same width."""
+    folder = str(checkpoints["mean"])
+    model = finetune.load_model(folder, pooling, data.POLARITY, demo_tokenizer(), 0.0, ce_temperature)
+    assert model.classifier_is_new
+    assert not finetune.load_model(folder, "mean", data.POLARITY, demo_tokenizer(), 0.0).classifier_is_new
 
 
 def test_weights_that_are_nan_are_said_before_training(capsys, tmp_path, checkpoints):
@@ -794,8 +803,8 @@ def test_minus_zero_is_zero():
 
 def test_a_diverging_run_does_not_keep_the_others_from_theirs(tmp_path, capsys, monkeypatch):
     objective = finetune.Training.objective
-    monkeypatch.setattr(finetune.Training, "objective", lambda self, *rest: tuple(
-        value * (math.nan if self.config["seed"] == 1 else 1) for value in objective(self, *rest)))
+    monkeypatch.setattr(finetune.Training, "objective", lambda self, *rest: {
+        name: value * (math.nan if self.config["seed"] == 1 else 1) for name, value in objective(self, *rest).items()})
     flags = ["--task", "demo", "--shots", "20", "--max-steps", "4", "--seed", "0", "1", "2", "--out", str(tmp_path)]
     assert finetune.main(flags) == 2
     error = capsys.readouterr().err
