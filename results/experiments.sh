@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints commands, one a line, of the experiments named (tuning few-shot same-length grid noise full transfer batch-size
-# base-tuning base) or of all.
+# Prints commands, one a line, of the experiments named (tuning few-shot chosen-steps last-step grid noise full transfer
+# batch-size base-tuning base) or of all.
 # Those that have run left NAME.jsonl or NAME/results.jsonl in this folder.
 #
 #     bash results/experiments.sh tuning | bash
@@ -39,7 +39,20 @@ ce="--lam 0 --pooling mean --lr 1e-4 --max-steps 100"
 control="--lam 0 --ce-temperature 0.2 --pooling mean --lr 1e-4 --max-steps 100"
 scl="--lam 0.9 --tau 0.3 --pooling mean --lr 1e-4 --max-steps 200"
 
-few-shot() {
+few-shot() { # CE for as long as CE + SCL
+    for task in sst2 qnli mnli; do
+        for shots in 20 100; do
+            for method in "${ce/100/200}" "$scl"; do
+                run --task $task --shots $shots --seed $(seeds 10) $method $([ $task = sst2 ] && echo --save)
+            done
+        done
+        run --task $task --shots 1000 --seed $(seeds 5) --lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --epochs 10
+    done
+    run --task sst2 --shots 100 --seed $(seeds 10) --lam 0 0.9 --tau 0.3 --pooling cls --lr 1e-4 --max-steps 100
+}
+
+# CE, and the control on normalised features, as long as their own trials chose; CE + SCL as in few-shot
+chosen-steps() {
     for task in sst2 qnli mnli; do
         for shots in 20 100; do
             for method in "$ce" "$scl"; do
@@ -47,19 +60,14 @@ few-shot() {
             done
         done
     done
-    # the control, CE on normalised features over a temperature; and the other pooling, at what its trials chose
     run --task sst2 --shots 100 --seed $(seeds 10) $control
-    run --task sst2 --shots 100 --seed $(seeds 10) --lam 0 0.9 --tau 0.3 --pooling cls --lr 1e-4 --max-steps 100
-    for task in sst2 qnli mnli; do
-        run --task $task --shots 1000 --seed $(seeds 5) --lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --epochs 10
-    done
 }
 
-# CE for as long as CE + SCL, whose runs are those of few-shot
-same-length() {
-    for task in qnli sst2 mnli; do
+# The last step, which no validation chooses
+last-step() {
+    for shots in 20 100; do
         for method in "${ce/100/200}" "$scl"; do
-            run --task $task --shots 100 --seed $(seeds 10) $method $([ $task = sst2 ] && echo --save)
+            run --task sst2 --shots $shots --seed $(seeds 10) $method --eval-every 200
         done
     done
 }
@@ -72,7 +80,7 @@ grid() {
 }
 
 noise() {
-    for noise in "" "--noise label --noise-level "{0.1,0.2,0.3} "--noise word --noise-level 0.3"; do # "": those of few-shot
+    for noise in "" "--noise label --noise-level "{0.1,0.2,0.3} "--noise word --noise-level 0.3"; do # "": those of chosen-steps
         for method in "$ce" "$scl"; do
             run --task sst2 --shots 100 --seed $(seeds 10) $method $noise
         done
@@ -109,8 +117,8 @@ batch-size() {
 of_base="--max-steps 150 --eval-every 30"
 
 base-tuning() {
-    for lr in 1e-5 2e-5 5e-5; do
-        model=all-mpnet-base-v2 run --task sst2 --shots 100 --seed 100 101 --lam 0 0.9 --tau 0.3 --lr $lr $of_base
+    for trial in "100 --lr "{5e-6,1e-5,2e-5,5e-5} "20 --lr "{1e-5,2e-5,5e-5}; do
+        model=all-mpnet-base-v2 run --task sst2 --shots $trial --seed 100 101 --lam 0 0.9 --tau 0.3 $of_base
     done
 }
 
@@ -123,6 +131,6 @@ base() { # pair by pair, so that what time leaves out is left out of both
     done
 }
 
-for experiment in ${*:-tuning few-shot same-length grid noise full transfer batch-size base-tuning base}; do
+for experiment in ${*:-tuning few-shot chosen-steps last-step grid noise full transfer batch-size base-tuning base}; do
     $experiment
 done
