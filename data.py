@@ -350,8 +350,7 @@ def read_parquet(file: Path, header: None) -> Iterator[tuple[int, dict]]:
         raise Mistake(f"{file} has a column twice; keep one")
     label = datasets.Features.from_arrow_schema(schema).get("label")
     names = dict(enumerate(label.names)) if isinstance(label, datasets.ClassLabel) else None
-    wanted = [column for column in ("text", "text_pair", "label") if column in schema.names]
-    rows = pyarrow.parquet.read_table(file, columns=wanted or schema.names).to_pylist()
+    rows = pyarrow.parquet.read_table(file).to_pylist()
     for number, row in enumerate(rows, start=1):
         yield number, row | {"label": names.get(row["label"])} if names else row
 
@@ -398,8 +397,12 @@ def read_folder(files: dict[str, Path]) -> tuple[dict[str, Split], tuple[str, ..
 
 
 def own_rows(file: Path) -> Iterator[Row]:
-    for line, row in read_rows(file):
+    for number, (line, row) in enumerate(read_rows(file)):
         check_columns(file, line, row, ("text", "label"))
+        others = [column for column in row if column not in ("text", "text_pair", "label", None)]
+        if others and number == 0:
+            names = printable(", ".join(others), 100)
+            print(f"not read from {file}: {names} (the second text of a pair is text_pair)", file=sys.stderr)
         where = f"{file}, line {line}"
         if None in row:
             raise Mistake(f"{where}: a field too many; quote a csv's texts, and leave no tab in a tsv's")

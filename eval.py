@@ -125,6 +125,7 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
     settings: dict[tuple, dict[tuple, Arm]] = {}
     firsts: dict[tuple, dict] = {}
     for file in files:
+        file = os.path.join(file, "results.jsonl") if os.path.isdir(file) else file
         if not os.path.isfile(file):
             raise Mistake(f"argument RESULTS.jsonl: no file {file}; finetune.py writes OUT/results.jsonl")
 
@@ -153,8 +154,11 @@ def read_arms(files: list[str]) -> dict[tuple, dict[tuple, Arm]]:
 def refuse_mixture(record: dict, other: dict, names: Iterable[str]) -> None:
     for name in names:
         if str(record[name]) != str(other[name]):
-            raise Mistake(f"argument RESULTS.jsonl: {describe(record)} mixes {name} {other[name]} (in {other['file']}) "
-                          f"and {record[name]} (in {record['file']}); give each a file of its own")
+            files = " ".join(dict.fromkeys((other["file"], record["file"])))
+            line = json.dumps({name: record[name]})[1:-1]
+            raise Mistake(f"argument RESULTS.jsonl: {describe(record)} mixes {name} {other[name]} and {record[name]}, "
+                          f"in {files}; give each an --out of its own, or pick one: "
+                          f"grep -hF '{line},' {files} > one.jsonl")
 
 
 def describe(record: dict) -> str:
@@ -232,8 +236,8 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
     """The mean over settings, each a task and its differences by seed, with its 95 % t interval.
 
     A seed's 20 examples lie within its 100, so the settings of one task are not independent, but its seeds are. So the
-    variance is that of seeds, each with all its settings at once. Of one setting this is `t_interval`. A task of one
-    seed leaves none (nan).
+    variance is that of seeds, each with all its settings at once. Of one setting this is `t_interval`. A task of fewer
+    than five seeds leaves none (nan).
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0
@@ -243,7 +247,7 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
             for seed, difference in differences.items() if other == task else ():
                 pulls[seed] += (difference - mean) / len(differences)
         n = len(pulls)
-        variance += n / (n - 1) * sum(pull**2 for pull in pulls.values()) if n > 1 else np.nan
+        variance += n / (n - 1) * sum(pull**2 for pull in pulls.values()) if n >= 5 else np.nan
         freedom += n - 1
     half = stdtrit(freedom, 0.975) * variance**0.5 / len(gains)
     return np.mean(means), np.mean(means) - half, np.mean(means) + half
@@ -449,7 +453,7 @@ def effects(args: argparse.Namespace) -> None:
             labels.append(f"mean of these {len(group)}")
 
     marks = {line.get_label(): line for line in panel.lines if line.get_marker() != "None"}
-    reach = 1.1 * max(abs(x) for line in panel.lines if line.get_label() in marks for x in line.get_xdata())
+    reach = 1.1 * max(1, np.nanmax([np.abs(line.get_xdata()).max() for line in panel.lines]))
     panel.axvline(0, color="black", linewidth=0.8)
     panel.grid(axis="x", alpha=0.3)
     panel.tick_params(axis="y", length=0)
@@ -699,10 +703,11 @@ def predict(args: argparse.Namespace) -> None:
     if lines == [""]:
         raise Mistake(f"argument FILE: {args.file} is empty; expected a text a line")
     rows = [tuple(line.removesuffix("\r").split("\t")) for line in lines]
-    columns = len(TASKS[record["task"]].hub_text) if record["task"] in TASKS else len(rows[0])
+    expected = record.get("num_texts", len(rows[0]))  # older records do not have it
     for number, row in enumerate(rows, start=1):
-        if len(row) != columns:
-            raise Mistake(f"argument FILE: {args.file}, line {number}: {len(row)} texts, a tab between, for {columns}")
+        if len(row) != expected:
+            raise Mistake(f"argument FILE: {args.file}, line {number}: expected {expected} text(s), with a tab between "
+                          f"two, got {len(row)}")
 
     split = Split(rows, np.zeros(len(rows), dtype=int))
     names, class_logits, _ = answer(args.run, record, None, split, args.device)

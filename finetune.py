@@ -734,6 +734,7 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], folder: Path | No
 
     record = config | training.result | test_metrics(model, test, config["precision"])
     record |= {
+        "num_texts": len(test.texts[0]),
         "seconds": round(time.perf_counter() - training.started, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu_capability": cpu_capability(),

@@ -294,6 +294,16 @@ def test_an_emptied_split_says_why(own):
         load_data(str(alike), None, few_shot=False)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_column_that_is_not_read_is_told(tmp_path, capsys, suffix):
+    for split, start in (("train", 0), ("test", 900)):
+        columns = {"text": list(sentences(40, start)), "label": ["a", "b"] * 20, "textpair": ["misspelt"] * 40}
+        write = {"csv": "to_csv", "jsonl": "to_json", "parquet": "to_parquet"}[suffix]
+        getattr(datasets.Dataset.from_dict(columns), write)(tmp_path / f"{split}.{suffix}")
+    load_data(str(tmp_path), None, few_shot=True)
+    assert f"not read from {tmp_path / 'train'}.{suffix}: textpair (the second" in capsys.readouterr().err
+
+
 def test_what_validation_takes_with_it_is_told(own, capsys):
     rows = [(text.swapcase() if i % 2 else text, i % 2) for text in sentences(40) for i in range(2)]
     train, validation, _, _ = load_data(str(own(train=rows, test=[("a", 0), ("b", 1)] * 4)), None, few_shot=False)

@@ -262,7 +262,7 @@ def test_a_second_setting_of_the_same_seeds_is_no_second_witness_but_another_tas
     _, low, high = evaluate.pooled([("sst2", differences), ("qnli", differences)])
     narrower = scipy.stats.t.ppf(0.975, 14) / scipy.stats.t.ppf(0.975, 7) / 2**0.5
     assert high - low == pytest.approx(narrower * (alone[2] - alone[1]))
-    assert np.isnan(evaluate.pooled([("sst2", differences), ("qnli", {0: 0.5})])[1])  # one seed says nothing of others
+    assert np.isnan(evaluate.pooled([("sst2", differences), ("qnli", dict(enumerate((0.1, 0.5, 0.2, 0.3))))])[1])
 
 
 def test_the_pooled_interval_holds_the_truth_as_often_as_it_says():
@@ -286,8 +286,8 @@ def test_the_line_below_the_table(tmp_path, capsys):
     assert line.endswith("ahead in 1 of 2 settings and 5 of 15 pairs.")
 
 
-def test_the_line_below_the_table_has_no_interval_with_one_seed(tmp_path, capsys):
-    assert status("table", write(tmp_path, *pairs([0.02]), *pairs([0.01], shots=100))) == 0
+def test_the_line_below_the_table_has_no_interval_with_few_seeds(tmp_path, capsys):
+    assert status("table", write(tmp_path, *pairs([0.02] * 4), *pairs([0.01] * 4, shots=100))) == 0
     assert "mean over 2 settings: +1.5 (too few seeds); ahead" in capsys.readouterr().out
 
 
@@ -323,6 +323,18 @@ def test_the_evidence_in_one_line(tmp_path, capsys):
 ])  # fmt: skip
 def test_what_must_not_be_averaged_is_refused(tmp_path, capsys, records, message):
     assert message in mistake(capsys, "table", write(tmp_path, *records))
+
+
+def test_the_way_out_of_a_mixture_works(tmp_path, capsys):
+    files = [write(tmp_path, *pairs([0.1], steps=steps), name=f"{steps}.jsonl") for steps in (100, 200)]
+    *_, command = mistake(capsys, "table", *files).strip().split("pick one: ")
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert len(rows(capsys, tmp_path / "one.jsonl")) == 2
+
+
+def test_a_folder_stands_for_the_records_in_it(tmp_path, capsys):
+    write(tmp_path, *pairs([0.1, 0.2]))
+    assert len(rows(capsys, tmp_path)) == 2
 
 
 def test_a_run_that_was_made_anew_with_another_result_is_refused(tmp_path, capsys):
@@ -721,7 +733,7 @@ def test_predict_reads_standard_input(checkpoints):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"one\tpair\nnone\n", "line 2: 1 texts"), (b"\xff\xfe", "is not UTF-8"), (None, "cannot be used"),
+    (b"one\tpair\n", "line 1: expected 1 text(s)"), (b"\xff\xfe", "is not UTF-8"), (None, "cannot be used"),
     (b"", "is empty")])
 def test_predict_refuses_what_is_no_text_a_line(checkpoints, tmp_path, capsys, content, message):
     file = tmp_path / "texts"
@@ -732,9 +744,10 @@ def test_predict_refuses_what_is_no_text_a_line(checkpoints, tmp_path, capsys, c
 
 def test_predict_wants_a_pair_where_the_task_has_pairs(copy, tmp_path, capsys):
     record = json.loads((copy["cls"] / "record.json").read_text())
-    (copy["cls"] / "record.json").write_text(json.dumps(record | {"task": "rte"}))
+    (copy["cls"] / "record.json").write_text(json.dumps(record | {"num_texts": 2}))
     write_lines(tmp_path / "texts", TEXTS)
-    assert "line 1: 1 texts, a tab between, for 2" in mistake(capsys, "predict", copy["cls"], tmp_path / "texts")
+    assert "line 1: expected 2 text(s), with a tab between" in mistake(
+        capsys, "predict", copy["cls"], tmp_path / "texts")
 
 
 # ------------------------------------------------------------ tsne
