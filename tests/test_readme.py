@@ -40,7 +40,7 @@ def test_the_demo_commands_run_offline_in_their_order(folder):
     """A few steps each: the command as it stands, with --max-steps behind it."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": path}
-    demo = [c for c in COMMANDS if "--task demo" in c or re.search(r"eval\.py.* runs/(demo|results)", c)]
+    demo = [c for c in COMMANDS if "--task demo" in c or re.search(r"eval\.py.* runs-demo", c)]
     assert sum("finetune.py" in command for command in demo) >= 2
     for name in ("score", "tsne", "grid", "table", "effects", "predict"):
         assert any(f"eval.py {name}" in command for command in demo)
