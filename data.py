@@ -350,9 +350,10 @@ def read_parquet(file: Path, header: None) -> Iterator[tuple[int, dict]]:
         raise Mistake(f"{file} has a column twice; keep one")
     label = datasets.Features.from_arrow_schema(schema).get("label")
     names = dict(enumerate(label.names)) if isinstance(label, datasets.ClassLabel) else None
-    rows = pyarrow.parquet.read_table(file).to_pylist()
-    for number, row in enumerate(rows, start=1):
-        yield number, row | {"label": names.get(row["label"])} if names else row
+    wanted = [column for column in schema.names if column in ("text", "text_pair", "label")]
+    unread = dict.fromkeys(column for column in schema.names if column not in wanted)
+    for number, row in enumerate(pyarrow.parquet.read_table(file, columns=wanted).to_pylist(), start=1):
+        yield number, unread | row | ({"label": names.get(row["label"])} if names else {})
 
 
 READERS = {".tsv": read_table, ".csv": read_table, ".jsonl": read_jsonl, ".parquet": read_parquet}
