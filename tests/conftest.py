@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import data
 import finetune
 
 torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()  # as main does: a test alone sees what it sees among others
+transformers.logging.disable_progress_bar()
 
 
 def run(out, *flags):
