@@ -351,7 +351,7 @@ def read_parquet(file: Path, header: None) -> Iterator[tuple[int, dict]]:
     label = datasets.Features.from_arrow_schema(schema).get("label")
     names = dict(enumerate(label.names)) if isinstance(label, datasets.ClassLabel) else None
     wanted = [column for column in schema.names if column in ("text", "text_pair", "label")]
-    unread = dict.fromkeys(column for column in schema.names if column not in wanted)
+    unread = dict.fromkeys(column for column in schema.names if column not in wanted)  # `own_rows` names them
     for number, row in enumerate(pyarrow.parquet.read_table(file, columns=wanted).to_pylist(), start=1):
         yield number, unread | row | ({"label": names.get(row["label"])} if names else {})
 

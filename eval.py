@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     records, picture, device, runs, texts = (Parser(add_help=False) for _ in range(5))
-    records.add_argument("files", nargs="+", metavar="RESULTS.jsonl")
+    records.add_argument("files", nargs="+", metavar="RESULTS.jsonl", help="or a folder that holds it")
     picture.add_argument("-o", "--output", required=True, metavar="FIG.png")
     device.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
     runs.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint folder")
@@ -244,8 +244,9 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
     for task in dict.fromkeys(task for task, _ in gains):
         pulls: dict[int, float] = Counter()  # what each seed adds to the sum of the task's means
         for (other, differences), mean in zip(gains, means, strict=True):
-            for seed, difference in differences.items() if other == task else ():
-                pulls[seed] += (difference - mean) / len(differences)
+            if other == task:
+                for seed, gain in differences.items():
+                    pulls[seed] += (gain - mean) / len(differences)
         n = len(pulls)
         variance += n / (n - 1) * sum(pull**2 for pull in pulls.values()) if n >= 5 else np.nan
         freedom += n - 1

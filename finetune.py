@@ -568,7 +568,8 @@ class Training:
         """Mean over the steps since the last validation; reading it waits for the device."""
         every = self.config["eval_every"]
         steps = self.step % every or every
-        means = {name: total.item() / steps for name, total in self.sums.items()}
+        means = (torch.stack(list(self.sums.values())) / steps).tolist()  # all at once: the device is waited for once
+        means = dict(zip(self.sums, means, strict=True))
         if not math.isfinite(means["loss"]):
             raise Diverged("the loss is not finite")
         return means
@@ -734,7 +735,6 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], folder: Path | No
 
     record = config | training.result | test_metrics(model, test, config["precision"])
     record |= {
-        "num_texts": len(test.texts[0]),
         "seconds": round(time.perf_counter() - training.started, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu_capability": cpu_capability(),
@@ -857,7 +857,8 @@ def configure(args: argparse.Namespace, lam: float, tau: float | None, seed: int
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
     method = f"lam{lam:g}-tau{tau:g}" if lam else "lam0"
     task = Path(args.task).resolve().name.encode()[:100].decode(errors="ignore")  # a file's name has 255 bytes at most
-    return {"run": f"{task}-n{len(splits[0])}-{method}-seed{seed}-{digest}"} | config | {"data_dir": args.data_dir}
+    name = f"{task}-n{len(splits[0])}-{method}-seed{seed}-{digest}"
+    return {"run": name} | config | {"data_dir": args.data_dir, "num_texts": len(splits[0].texts[0])}
 
 
 def draw_splits(args: argparse.Namespace, rows: data.Data, seed: int, device: torch.device) -> tuple[Split, ...]:

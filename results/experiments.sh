@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints commands, one a line, of the experiments named (tuning few-shot chosen-steps last-step grid noise full transfer
-# batch-size base-tuning base) or of all.
+# batch-size base-tuning base base-qnli) or of all.
 # Those that have run left NAME.jsonl or NAME/results.jsonl in this folder.
 #
 #     bash results/experiments.sh tuning | bash
@@ -80,7 +80,7 @@ grid() {
 }
 
 noise() {
-    for noise in "" "--noise label --noise-level "{0.1,0.2,0.3} "--noise word --noise-level 0.3"; do # "": those of chosen-steps
+    for noise in "" "--noise label --noise-level "{0.1,0.2,0.3} "--noise word --noise-level 0.3"; do # "": chosen-steps
         for method in "$ce" "$scl"; do
             run --task sst2 --shots 100 --seed $(seeds 10) $method $noise
         done
@@ -131,6 +131,13 @@ base() { # pair by pair, so that what time leaves out is left out of both
     done
 }
 
-for experiment in ${*:-tuning few-shot chosen-steps last-step grid noise full transfer batch-size base-tuning base}; do
+base-qnli() { # the first two of ten
+    for seed in 9 8; do
+        model=all-mpnet-base-v2 run --task qnli --shots 100 --seed $seed --lam 0 --lr 2e-5 $of_base
+        model=all-mpnet-base-v2 run --task qnli --shots 100 --seed $seed --lam 0.9 --tau 0.3 --lr 1e-5 $of_base
+    done
+}
+
+for experiment in ${*:-tuning few-shot chosen-steps last-step grid noise full transfer batch-size base-tuning base base-qnli}; do
     $experiment
 done
