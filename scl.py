@@ -1,44 +1,45 @@
-"""Supervised contrastive loss for fine-tuning (Gunel et al., ICLR 2021, arXiv 2011.01403).
+"""Supervised contrastive loss (SCL) for fine-tuning: Gunel et al., ICLR 2021, arXiv 2011.01403.
 
-One file, PyTorch only, MIT licence: copy it. In any training loop, with `features` what the encoder gives before the
-classifier, such as RoBERTa's last hidden layer at the first token:
+Copy this file into your project. It needs only PyTorch, and its licence is MIT. Call this function in training:
 
     loss = ce_scl_loss(class_logits=class_logits, features=features, labels=labels, lam=0.9, temperature=0.3)
 
-How to read Eq. 3: it is the cross-entropy of a softmax over the other examples of the batch against a uniform target
-over the positives, those of them that carry the anchor's label. As these share one softmax, it does not fall to 0.
+`features` is the output of the encoder, for example RoBERTa's last hidden layer at the first token. Eq. 3 is the
+cross-entropy between a softmax over the other examples of the batch and a uniform target over the positives. All
+positives share one softmax, so the loss cannot reach 0 for an anchor with several positives.
 """
 
 import math
+import numbers
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-LOWEST = torch.finfo(torch.float32).min  # a logit that is as good as -inf to a softmax, but 0 times it is 0, not NaN
+LOWEST = torch.finfo(torch.float32).min  # softmax gives 0, as for -inf, but 0 * -inf would be NaN
 
 
 def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, reduction: str = "mean",
              chunk_size: int | None = None) -> Tensor:
-    """Supervised contrastive loss: draws an anchor to its class in the batch, away from the rest. Eq. 3 of the paper:
+    """Computes Eq. 3, which pulls examples of the same class together and pushes different classes apart:
 
         loss_i = -1/|P(i)| sum_{j in P(i)} log( exp(z_i.z_j / tau) / sum_{k != i} exp(z_i.z_k / tau) )
 
-    with z the l2-normalised features and P(i) the positives of anchor i, the other examples that carry its label.
+    z_i is the L2-normalised feature vector of anchor i. The positives P(i) are the other examples with label y_i.
 
     Args:
-        features: (N, D), any floating dtype; normalised here, in float32 (float64 stays), also under autocast (but call
-            `backward()` outside of it). A row of zeros has no direction: similarity 0 to all, gradient 0.
+        features: (N, D), any floating dtype. Rows are normalised here. The computation is in float32 (float64 for
+            float64), also under autocast; call `backward()` outside autocast. A zero row has similarity and gradient 0.
         labels: (N,), integer or bool, on the device of `features`.
-        temperature: tau > 0; smaller looks harder at near neighbours. Below 0.001 float32 gradients lose digits.
-        reduction: "mean" over the anchors that have a positive, "sum" (Eq. 3 as printed), or "none", which gives (N,).
-        chunk_size: anchors at a time, by default all up to N = 1024, else 512. Fewer than N take O(N chunk_size)
-            memory in eager mode, and differentiate once, by `backward()`. chunk_size=N does all that autograd can.
+        temperature: tau > 0. Small values focus on near negatives. Below 0.001, float32 gradients are imprecise.
+        reduction: "mean" averages over the anchors with a positive. "sum" is Eq. 3 as printed. "none" returns (N,).
+        chunk_size: anchors per block. The default is N (one block) up to N = 1024, and 512 above. Several blocks use
+            O(N * chunk_size) memory (without torch.compile), but cannot give second derivatives or use torch.func.
 
-    Returns a float32 (float64 for float64) scalar, or (N,). Per anchor, log|P(i)| <= loss_i <= log(N-1) + 2/tau.
-    An anchor without a positive has loss 0 and no weight; without any other (one example, all labels different, N = 0)
-    the result is 0 with zero gradient. NaN gives NaN. Raises ValueError (shape, value) or TypeError (dtype, no tensor).
+    Returns a float32 scalar (float64 for float64), or (N,). An anchor with a positive has a loss from log|P(i)| to
+    log(N-1) + 2/tau. An anchor without a positive has loss 0. If no anchor has a positive, the result is 0 with a zero
+    gradient. NaN in the features gives NaN. Raises ValueError (shape or value) or TypeError (type or dtype).
 
     >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     >>> scl_loss(features, torch.tensor([0, 0, 1, 1]), temperature=0.5)
@@ -48,20 +49,20 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, or None, got {chunk_size}")
+        raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
 
     with torch.autocast(features.device.type, enabled=False):
         z = _normalise(features.to(torch.promote_types(features.dtype, torch.float32)))  # (N, D)
         if z.shape[0] <= (chunk_size or 1024):
             self_mask = torch.eye(z.shape[0], dtype=torch.bool, device=z.device)  # (N, N)
-            logits = (z @ z.T / temperature).masked_fill(self_mask, LOWEST)  # (N, N), before any maximum is taken
+            logits = (z @ z.T / temperature).masked_fill(self_mask, LOWEST)  # (N, N)
             log_prob = logits.log_softmax(dim=1)  # (N, N)
 
             positives = (labels[:, None] == labels) & ~self_mask  # (N, N)
             num_positives = positives.sum(dim=1)  # (N,)
-            losses = -(positives * log_prob).sum(dim=1) / num_positives.clamp(min=1)  # (N,), 0 without a positive
+            losses = -(positives * log_prob).sum(dim=1) / num_positives.clamp(min=1)  # (N,), 0 if i has no positive
         else:
-            losses, num_positives = _Blocks.apply(z / temperature**0.5, labels, chunk_size or 512)  # the same
+            losses, num_positives = _Blocks.apply(z / temperature**0.5, labels, chunk_size or 512)  # same values
 
         if reduction == "mean":
             return losses.sum() / (num_positives > 0).sum().clamp(min=1)
@@ -69,19 +70,19 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 
 
 def _normalise(features: Tensor) -> Tensor:
-    """Rows of length 1, or 0. Divided by their largest entry first, so that squares neither overflow nor underflow."""
-    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1); z does not depend on it
-    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D); zeros stay, with gradient 0
+    """Scales each row to length 1. A row of zeros stays zero, and its gradient is 0."""
+    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1); detached: z is the same for any scale
+    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D); the squares cannot overflow or underflow
     return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
 
 
 class _Blocks(torch.autograd.Function):
-    """Losses and numbers of positives, c anchors at a time. Nothing N x N is kept: the gradient is a closed form.
+    """Computes the losses and the numbers of positives in blocks of anchors. It stores no N x N matrix.
 
-    With u = z / sqrt(tau), logits s_ij = u_i.u_j, l_i = log sum_{k != i} exp(s_ik), and g_i what comes in for loss_i:
+    Notation: u = z / sqrt(tau), s_ij = u_i.u_j, l_i = log sum_{k != i} exp(s_ik), and g_i = dL/d loss_i. Then:
         loss_i = l_i - mean_{j in P(i)} s_ij
-        d loss_i / d s_ij = exp(s_ij - l_i) - [j in P(i)] / |P(i)|, the softmax minus the target.
-    s_ij = s_ji is in loss_i and in loss_j. Their sum W is symmetric, so that row i of s is all that row i of W needs:
+        d loss_i / d s_ij = exp(s_ij - l_i) - [j in P(i)] / |P(i)|, which is softmax minus target.
+    loss_i and loss_j both depend on s_ij = s_ji. W_ij adds both derivatives, so row i of W needs only row i of s:
         W_ij = g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|
         dL/du_i = sum_j W_ij u_j
     """
@@ -102,9 +103,9 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         if torch.is_grad_enabled():
-            raise RuntimeError("scl_loss in blocks has no second derivative; with chunk_size=len(features) it has")
+            raise RuntimeError(f"chunk_size must be at least N for a second derivative, got {ctx.chunk_size}")
         u, labels, num_positives, log_denominator = ctx.saved_tensors
-        grad = grad * (num_positives > 0)  # (N,); below, [rows, None] is of i and the rest of j
+        grad = grad * (num_positives > 0)  # (N,); below, grad[rows, None] is g_i, and grad is g_j
         share = grad / num_positives.clamp(min=1)
         grad_u = torch.empty_like(u)
         with torch.autocast(u.device.type, enabled=False):
@@ -117,7 +118,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _blocks(u, labels, chunk_size):
-    """Rows, with their logits and their positives as ones, (c, N) each."""
+    """Yields `rows` (a slice), `logits` (c, N) and `positives` (c, N, ones and zeros) of each block."""
     for start in range(0, u.shape[0], chunk_size):
         rows = slice(start, start + chunk_size)
         logits = u[rows] @ u.T
@@ -129,13 +130,13 @@ def _blocks(u, labels, chunk_size):
 
 def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: float = 0.9,
                 temperature: float = 0.3) -> Tensor:
-    """The fine-tuning objective, Eq. 1: (1 - lam) * cross-entropy (Eq. 2) + lam * `scl_loss` (Eq. 3).
+    """Computes Eq. 1, the fine-tuning objective: (1 - lam) * cross-entropy (Eq. 2) + lam * `scl_loss` (Eq. 3).
 
-    class_logits: (N, C), any floating dtype: the classifier's output, before any softmax.
-    features, labels, temperature: as in `scl_loss`; labels count from 0 to C-1, and none is ignored.
-    lam: in [0, 1]. 0 is cross-entropy alone, exactly; 1 gives the classifier zero gradient.
-    Returns a float32 scalar (float64 for float64) of two means: over the batch, and over its anchors with a positive;
-    NaN for N = 0, as cross-entropy is. Raises as `scl_loss`; on a CPU also IndexError for a label below 0 or above C-1.
+    class_logits: (N, C), any floating dtype: the output of the classifier, before softmax.
+    features, labels, temperature: see `scl_loss`. Labels are from 0 to C - 1. -100 has no special meaning.
+    lam: from 0 to 1. With 0, the loss is exactly cross-entropy. With 1, the classifier gets a zero gradient.
+    Returns a float32 scalar (float64 for float64): cross-entropy averages over the batch, SCL over the anchors with a
+    positive. N = 0 gives NaN. Errors: see `scl_loss`. On a CPU, a label outside 0 to C - 1 raises IndexError.
 
     >>> features, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, 1, 1])
     >>> ce_scl_loss(class_logits=5 * features, features=features, labels=labels, lam=0.9, temperature=0.5)
@@ -145,30 +146,30 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
     if not 0 <= lam <= 1:
         raise ValueError(f"lam must be in [0, 1], got {lam}")
     class_logits = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32))
-    ce = F.cross_entropy(class_logits, labels.long(), ignore_index=-(2**63))  # not -100, which SCL would contrast
+    ce = F.cross_entropy(class_logits, labels.long(), ignore_index=-(2**63))  # the default ignores -100, SCL does not
     return ce if lam == 0 else (1 - lam) * ce + lam * scl_loss(features, labels, temperature)
 
 
 def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor]:
-    """What the value of `scl_loss(features, labels, temperature)` means: (lowest, collapsed), two float32 scalars.
+    """Returns (lowest, collapsed), two float32 scalars to compare `scl_loss(features, labels, temperature)` with.
 
-    collapsed: all features equal, log(N-1). At random initialisation the loss is often near it; a loss that stays
-    there has learned nothing. lowest: what no features can go below, with every positive at cosine 1 and every
-    negative at -1/(K-1) for K classes of equal size (features need D >= K-1), at -1 otherwise:
+    `collapsed` is the loss if all features are equal: log(N - 1). The loss often starts near `collapsed`. If the
+    loss stays there, SCL is not training. `lowest` is a lower bound of the loss. Its formula assumes cosine 1 for
+    positives. The cosine of negatives is -1/(K-1) if the K classes have equal size, and -1 otherwise:
 
-        mean over anchors of log( |P(i)| + (N - 1 - |P(i)|) exp((negative - 1) / tau) )
+        mean over anchors with a positive of log( |P(i)| + (N - 1 - |P(i)|) exp((cosine - 1) / tau) )
 
-    Exact for one class, for two, for equal sizes, and if only one class has more than one example. Otherwise nothing
-    attains it: three directions cannot all be opposite. Both are 0 without any positive. Arguments, errors: `scl_loss`.
+    Features can reach `lowest` if K <= 2, if all classes have equal size and D >= K - 1, or if only one class has more
+    than one example, but not otherwise. Without any positive, both bounds are 0. Errors: see `scl_loss`.
 
     >>> scl_bounds(torch.tensor([0, 1] * 8), temperature=0.3)
     (tensor(1.9474), tensor(2.7081))
     """
     _check(labels, temperature)
-    n, ordered = labels.shape[0], labels.long().sort().values  # not `unique`, whose shape depends on the labels
+    n, ordered = labels.shape[0], labels.long().sort().values  # not `unique`: its output shape depends on the data
     class_size = (torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)).float()
     has_positive = class_size > 1
-    # 1 - negative: 2, or for K classes of one size K/(K-1) = n/(n - class_size), which is inf for a single class
+    # gap is 1 - cosine of negatives: K/(K-1) = n/(n - class_size) for equal class sizes (inf for K = 1), otherwise 2
     gap = torch.where((class_size == class_size[:1]).all(), n / (n - class_size), 2)
     floor = torch.log(class_size - 1 + (n - class_size) * torch.exp(-gap / temperature))
     lowest = floor.where(has_positive, 0).sum() / has_positive.sum().clamp(min=1)
@@ -176,20 +177,23 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
 
 
 def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors of all ranks, one after another, with gradient: what SCL contrasts is then the global batch.
+    """Concatenates the tensors of all ranks, with gradient, so that SCL contrasts the global batch.
 
-    Give it all that the loss needs, so that every rank computes the same total, that of one process:
+    Pass every tensor that the loss needs. Every rank then computes the loss of the global batch:
 
         class_logits, features, labels = gather_batch(class_logits, features, labels)
 
-    Takes (N/R, ...) of any dtype that the backend moves, gives (N, ...); without a process group, the same tensors.
-    A rank's rows get the gradient, once, of the sum of the ranks' losses. DDP, which averages over ranks, then gives
-    parameters that of one process; without it, average yourself. Each rank receives N (C + D) numbers, sums as many in
-    backward, and computes the whole O(N^2 D) loss. Raises ValueError on every rank: no tensor, or dtypes or shapes
-    (compared first, a synchronisation) that differ between ranks, lengths too: DDP would weigh them unlike SCL's mean.
+    Each tensor of shape (N/R, ...) becomes (N, ...), in any dtype of the backend. Without a process group, the tensors
+    stay unchanged. Backward sums the gradients of all ranks; each rank keeps the part for its own examples.
+    DistributedDataParallel (DDP) then averages over the ranks, so parameters get the gradient of one process. Without
+    DDP, average the gradients yourself. Each rank receives N (C + D) numbers in forward, sums N (C + D) numbers in
+    backward, and computes the whole loss in O(N^2 D). Raises TypeError if an argument is not a tensor, and ValueError
+    without arguments. If dtypes or shapes differ, all ranks raise ValueError. This check synchronises the ranks.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")
+    if others := [type(x) for x in tensors if not isinstance(x, Tensor)]:
+        raise TypeError(f"tensors must be Tensor arguments, as in gather_batch(a, b), got {others[0]!r}")
     if not (dist.is_available() and dist.is_initialized()):
         return tensors
     kinds = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in tensors).ljust(512)[:512]
@@ -224,9 +228,8 @@ def _check(labels: Tensor, temperature: float, **rows: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] == 0:
             raise ValueError(f"{name} must have shape (N, D) with D >= 1, got {tuple(x.shape)}")
         if labels.shape != x.shape[:1]:
-            raise ValueError(f"labels must have shape ({len(x)},) to go with {name} {tuple(x.shape)}, "
-                             f"got {tuple(labels.shape)}")
+            raise ValueError(f"labels must have shape ({len(x)},) for {name} {(*x.shape,)}, got {(*labels.shape,)}")
     if labels.ndim != 1:
         raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
-    if isinstance(temperature, Tensor) or not 0 < temperature < math.inf:
+    if not isinstance(temperature, numbers.Real) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}")

@@ -1,13 +1,13 @@
-"""What one would try instead of fine-tuning, on the samples and splits of finetune.py.
+"""Compares fine-tuning with two simpler methods, on the training sets and splits of finetune.py.
 
     pip install setfit==1.2.0
-    python results/baselines.py            # appends to results/baselines/results.jsonl what it lacks; needs glue and
-                                           # the two encoders (see README.md) in the working folder
-    python results/baselines.py table      # logistic regression and SetFit beside fine-tuning, in markdown
+    python results/baselines.py            # appends the missing records to results/baselines/results.jsonl; needs glue
+                                           # and the two encoders (see README.md) in the working folder
+    python results/baselines.py table      # prints the comparison in markdown
 
-Logistic regression of scikit-learn on standardised features of the frozen encoder, its first token or its mean.
-SetFit (Tunstall et al., 2022), for tasks of one sentence: contrastive training on pairs, then logistic regression; its
-own settings but for the length, which is that of CE + SCL here, 200 steps of 16.
+The first method is logistic regression of scikit-learn. It reads standardised features of the frozen encoder: the first
+token or the mean. The second method is SetFit (Tunstall et al., 2022), for tasks of one sentence. SetFit trains the
+encoder on pairs and then a logistic regression. It has its default settings, but as many steps as CE + SCL here: 200.
 """
 
 import argparse
@@ -24,14 +24,21 @@ from sklearn.preprocessing import StandardScaler
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-import eval as evaluate  # noqa: E402
-import finetune  # noqa: E402
-from data import Split, load_data, read_records, sample  # noqa: E402
+from decision import best_row  # noqa: E402
+from eval import print_table  # noqa: E402
+from parts import pretrained  # noqa: E402
+from parts.data import Split, sample  # noqa: E402
+from parts.model import predict  # noqa: E402
+from parts.records import append_record, git_commit, read_records  # noqa: E402
+from parts.settings import CE, CE_SCL, Row, first, paired_differences, read_settings, shown, values  # noqa: E402
+from parts.statistics import difference, percent, t_interval  # noqa: E402
+from parts.tasks import load_data  # noqa: E402
 
 GLUE, STEPS = "glue", 200
 SMALL, BASE = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
-TUNED = {SMALL: ("few-shot.jsonl", "mean"), BASE: ("base.jsonl", "cls")}  # records of fine-tuning, and their pooling
-TASKS = ("sst2", "qnli", "mnli")
+TUNED = ("few-shot.jsonl", "trec6.jsonl", "base.jsonl", "base-trec6.jsonl")  # the fine-tuned runs
+TREC6 = "own/TREC6"  # a folder with train.tsv and test.tsv
+ORDER = ("sst2", "qnli", "mnli", "TREC6")
 RESULTS = HERE / "baselines" / "results.jsonl"
 
 
@@ -48,54 +55,61 @@ def setfit(encoder: str, train: Split, test: Split, seed: int) -> float:
 
 
 def run(encoder: str, task: str, shots: int, method: str, seeds: range) -> None:
-    done = {record["run"] for record in read_records(RESULTS)}
-    names = {seed: f"{'' if encoder == SMALL else f'{encoder}-'}{task}-n{shots}-{method}-seed{seed}" for seed in seeds}
+    """Appends the records that are missing. TREC-6 has this number of shots for each class."""
+    done, name, per_class = {record["run"] for record in read_records(RESULTS)}, Path(task).name, task == TREC6
+    names = {seed: f"{'' if encoder == SMALL else f'{encoder}-'}{name}-n{shots}-{method}-seed{seed}" for seed in seeds}
     if not (missing := [seed for seed in seeds if names[seed] not in done]):
         return
-    data = load_data(task, GLUE, few_shot=True)
+    data = load_data(task, None if per_class else GLUE, few_shot=True)
     if method != "SetFit":
         pooling = method.split()[-1]
-        tokenizer = finetune.load_tokenizer(encoder, "cls")
-        model = finetune.load_model(encoder, pooling, data.label_names, tokenizer, 0.0)
-        _, test_features = finetune.predict(model, data.test, "bf16")
+        tokenizer = pretrained.load_tokenizer(encoder, "cls")
+        model = pretrained.load_model(encoder, pooling, data.label_names, tokenizer, 0.0)
+        _, test_features = predict(model, data.test)
     for seed in missing:
         started = time.perf_counter()
-        train, _, test = sample(data, shots, None, seed)
+        train, _, test = sample(data, *((None, shots) if per_class else (shots, None)), seed)
         if method == "SetFit":
             accuracy = setfit(encoder, train, test, seed)
         else:
-            _, features = finetune.predict(model, train, "bf16")
+            _, features = predict(model, train)
             classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features, train.labels)
             accuracy = classifier.score(test_features, test.labels)
-        finetune.append_record(RESULTS, {
-            "run": names[seed], "encoder": encoder, "task": task, "shots": shots, "method": method, "seed": seed,
+        append_record(RESULTS, {
+            "run": names[seed], "encoder": encoder, "task": name, "method": method, "seed": seed,
+            "shots": f"{shots} a class" if per_class else shots,
             "train_checksum": train.checksum, "test_checksum": test.checksum, "test_accuracy": accuracy,
-            "seconds": round(time.perf_counter() - started, 1), "commit": finetune.COMMIT,
+            "seconds": round(time.perf_counter() - started, 1), "commit": git_commit(),
         })
         print(f"{task}, N = {shots}, {method}, seed {seed}: {accuracy:.3f}", flush=True)
 
 
+def read_tuned() -> dict[tuple, Row]:
+    """Returns the fine-tuned runs by encoder, task, shots and method, with the best learning rates of each method."""
+    found: dict[tuple, list[Row]] = {}
+    for rows in read_settings([str(HERE / file) for file in TUNED if (HERE / file).exists()]).values():
+        for key, row in rows.items():
+            record = shown(first(row))
+            found.setdefault((record["model"], record["task"], record["size"], key[:3]), []).append(row)
+    return {key: best_row(rows) for key, rows in found.items()}
+
+
 def table() -> None:
-    tuned: dict[tuple, dict] = {}
-    for encoder, (file, pooling) in TUNED.items():
-        for (task, shots, *rest), arms in evaluate.read_arms([str(HERE / file)]).items():
-            if pooling in rest:
-                tuned[encoder, task, shots] = arms
-    arms: dict[tuple, evaluate.Arm] = {}
-    for record in read_records(RESULTS):  # the first ones, of the small encoder, do not name it
+    tuned = read_tuned()
+    baselines: dict[tuple, Row] = {}
+    for record in read_records(RESULTS):  # the oldest records lack the name of the small encoder
         key = record.get("encoder", SMALL), record["task"], str(record["shots"]), record["method"]
-        arms.setdefault(key, {})[record["seed"]] = record
-    order = sorted(arms, key=lambda key: (key[0], TASKS.index(key[1]), int(key[2])))
-    rows = []
-    for encoder, task, shots, method in order:
-        arm = arms[encoder, task, shots, method]
-        test = evaluate.values(arm, "test_accuracy")
-        rows.append([encoder, task, shots, method, evaluate.percent(test.mean(), test.std(ddof=1)), len(arm)])
-        for key in (evaluate.CE, evaluate.CE_SCL):
-            differences = evaluate.paired_differences(tuned[encoder, task, shots][key], arm, "train", "test")
-            rows[-1].append(evaluate.difference(*evaluate.t_interval(differences)))
-    evaluate.print_table(["encoder", "task", "shots", "instead", "all seeds", "n", "CE minus it [95 %]",
-                          "CE + SCL minus it [95 %]"], rows)
+        baselines.setdefault(key, {})[record["seed"]] = record
+    lines = []
+    for key in sorted(baselines, key=lambda key: (key[0], ORDER.index(key[1]), len(key[2]), key)):
+        row = baselines[key]
+        test = values(row, "test_accuracy")
+        lines.append([*key, percent(test.mean(), test.std(ddof=1)), len(row)])
+        for method in (CE, CE_SCL):
+            differences = paired_differences(tuned.get((*key[:3], method), {}), row, "train", "test")
+            lines[-1].append(difference(*t_interval(differences)) if differences else None)
+    print_table(["encoder", "task", "shots", "instead", "all seeds", "n", "CE minus it [95 %]",
+                 "CE + SCL minus it [95 %]"], lines)
 
 
 if __name__ == "__main__":
@@ -105,9 +119,12 @@ if __name__ == "__main__":
     if parser.parse_args().command == "table":
         table()
     else:
-        for task, shots, pooling in itertools.product(TASKS, (20, 100), ("cls", "mean")):
+        for encoder, pooling in itertools.product((SMALL, BASE), ("cls", "mean")):
+            run(encoder, TREC6, 10, f"logistic regression, {pooling}", range(10))
+        for task, shots, pooling in itertools.product(ORDER[:3], (20, 100), ("cls", "mean")):
             run(SMALL, task, shots, f"logistic regression, {pooling}", range(10))
         for shots, pooling in itertools.product((20, 100), ("cls", "mean")):
             run(BASE, "sst2", shots, f"logistic regression, {pooling}", range(10))
         for shots in (20, 100):
             run(SMALL, "sst2", shots, "SetFit", range(5))
+        run(SMALL, TREC6, 10, "SetFit", range(5))

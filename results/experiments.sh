@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Prints commands, one a line, of the experiments named (tuning few-shot chosen-steps last-step grid noise full transfer
-# batch-size base-tuning base base-qnli) or of all.
-# Those that have run left NAME.jsonl or NAME/results.jsonl in this folder.
+# Prints one command per line for each experiment that is named, or for all experiments. The last lines of this file
+# have their names. The records of an experiment are in NAME.jsonl or NAME/results.jsonl in this folder.
 #
 #     bash results/experiments.sh tuning | bash
 #     bash results/experiments.sh few-shot grid | OMP_NUM_THREADS=1 xargs -P 2 -I{} sh -c "{}"    # two at a time
 #
-# A record that exists in runs/NAME is not computed again, so what was cut off goes on where it stopped. `glue`, `transfer`,
-# `all-MiniLM-L6-v2` and `all-mpnet-base-v2` are folders, or links to them.
+# A run is skipped if runs/NAME has its record, so an interrupted experiment continues after its last record. `glue`,
+# `transfer`, `own`, `all-MiniLM-L6-v2` and `all-mpnet-base-v2` must be folders, or links to folders.
 set -euo pipefail
 
 run() {
@@ -17,7 +16,8 @@ run() {
 
 seeds() { seq -s " " 0 $(($1 - 1)); }
 
-# lr, steps and pooling, and the temperature of the control: eight trials for each method, on seeds of their own.
+# Trials for learning rate, steps and pooling, and for the temperature of the control: eight for each method. No other
+# experiment uses these seeds.
 tuning() {
     for pooling in cls mean; do
         for lr in 1e-4 2e-4; do
@@ -34,12 +34,12 @@ tuning() {
     done
 }
 
-# What these trials chose, each method by its own mean validation accuracy.
+# For each method, the trial with the best mean validation accuracy.
 ce="--lam 0 --pooling mean --lr 1e-4 --max-steps 100"
 control="--lam 0 --ce-temperature 0.2 --pooling mean --lr 1e-4 --max-steps 100"
 scl="--lam 0.9 --tau 0.3 --pooling mean --lr 1e-4 --max-steps 200"
 
-few-shot() { # CE for as long as CE + SCL
+few-shot() { # CE has as many steps as CE + SCL
     for task in sst2 qnli mnli; do
         for shots in 20 100; do
             for method in "${ce/100/200}" "$scl"; do
@@ -48,10 +48,13 @@ few-shot() { # CE for as long as CE + SCL
         done
         run --task $task --shots 1000 --seed $(seeds 5) --lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --epochs 10
     done
+}
+
+few-shot-cls() {
     run --task sst2 --shots 100 --seed $(seeds 10) --lam 0 0.9 --tau 0.3 --pooling cls --lr 1e-4 --max-steps 100
 }
 
-# CE, and the control on normalised features, as long as their own trials chose; CE + SCL as in few-shot
+# CE and the control have the number of steps of their own trials. CE + SCL is as in few-shot.
 chosen-steps() {
     for task in sst2 qnli mnli; do
         for shots in 20 100; do
@@ -63,7 +66,7 @@ chosen-steps() {
     run --task sst2 --shots 100 --seed $(seeds 10) $control
 }
 
-# The last step, which no validation chooses
+# Tests the last step, because the only validation is at the last step.
 last-step() {
     for shots in 20 100; do
         for method in "${ce/100/200}" "$scl"; do
@@ -73,21 +76,21 @@ last-step() {
 }
 
 grid() {
-    run --task sst2 --shots 100 --seed $(seeds 3) $ce
+    run --task sst2 --shots 100 --seed $(seeds 3) ${ce/100/200} # these runs are also in few-shot
     for seed in $(seeds 3); do
         run --task sst2 --shots 100 --seed $seed ${scl/--lam 0.9 --tau 0.3/--lam 0.1 0.3 0.5 0.7 0.9 1 --tau 0.1 0.3 0.5 0.7}
     done
 }
 
 noise() {
-    for noise in "" "--noise label --noise-level "{0.1,0.2,0.3} "--noise word --noise-level 0.3"; do # "": chosen-steps
+    for noise in "" "--noise label --noise-level "{0.1,0.2,0.3} "--noise word --noise-level 0.3"; do # "" is also in chosen-steps
         for method in "$ce" "$scl"; do
             run --task sst2 --shots 100 --seed $(seeds 10) $method $noise
         done
     done
 }
 
-full() {
+full() { # the records of rte, mrpc and cola are in unfitted/results.jsonl
     for task in rte mrpc cola; do
         run --task $task --seed $(seeds 3) --lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --epochs 3
     done
@@ -96,7 +99,7 @@ full() {
     done
 }
 
-transfer() { # each method goes on from its own SST-2 checkpoint
+transfer() { # each method starts from its own SST-2 checkpoint
     for task in amazon_polarity yelp_polarity; do
         for method in "$ce" "$scl"; do
             lam=$(awk '{print $2}' <<< "$method")
@@ -107,13 +110,14 @@ transfer() { # each method goes on from its own SST-2 checkpoint
 }
 
 batch-size() {
-    for size in 16 "64 --micro-batch-size 16" "256 --micro-batch-size 16"; do # 16: those of few-shot
+    for size in 16 "64 --micro-batch-size 16" "256 --micro-batch-size 16"; do # size 16 is also in few-shot
         run --task sst2 --shots 1000 --seed $(seeds 3) --lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --epochs 10 \
             --batch-size $size
     done
 }
 
-# A base-size encoder, as long for both methods; the learning rate of each by its own trials, on seeds of their own.
+# The base-size encoder. Both methods have the same number of steps, and the learning rates of their own trials. No other
+# experiment with this encoder uses the seeds of the trials.
 of_base="--max-steps 150 --eval-every 30"
 
 base-tuning() {
@@ -122,7 +126,7 @@ base-tuning() {
     done
 }
 
-base() { # pair by pair, so that what time leaves out is left out of both
+base() { # pair by pair, so that an interrupted experiment has complete pairs
     for seed in $(seeds 10); do
         for shots in 100 20; do
             model=all-mpnet-base-v2 run --task sst2 --shots $shots --seed $seed --lam 0 --lr 2e-5 $of_base --save
@@ -138,6 +142,37 @@ base-qnli() { # the first two of ten
     done
 }
 
-for experiment in ${*:-tuning few-shot chosen-steps last-step grid noise full transfer batch-size base-tuning base base-qnli}; do
+# The experiments below ran on a CPU without bfloat16 instructions, so they are in float32.
+
+base-head-lr() { # tests whether the gain comes from the low learning rate of the classifier
+    for seed in $(seeds 10); do
+        for lam in 0 0.9; do
+            echo "python finetune.py --data-dir glue --model all-mpnet-base-v2 --task sst2 --shots 20 --seed $seed" \
+                "--lam $lam --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --save" \
+                "--out runs/base-head-lr"
+        done
+    done
+}
+
+trec6() {
+    for head_lr in 1e-3 1e-4; do
+        for seed in $(seeds 10); do
+            echo "python finetune.py --model all-MiniLM-L6-v2 --task own/TREC6 --shots-per-class 10 --seed $seed" \
+                "--lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --head-lr $head_lr --max-steps 200 --eval-every 40" \
+                "--out runs/trec6"
+        done
+    done
+}
+
+base-trec6() {
+    for seed in $(seeds 10); do
+        echo "python finetune.py --model all-mpnet-base-v2 --task own/TREC6 --shots-per-class 10 --seed $seed" \
+            "--lam 0 0.9 --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-trec6"
+    done
+}
+
+all="tuning few-shot few-shot-cls chosen-steps last-step grid noise full transfer batch-size base-tuning base base-qnli
+    base-head-lr trec6 base-trec6"
+for experiment in ${*:-$all}; do
     $experiment
 done

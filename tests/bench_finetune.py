@@ -1,12 +1,16 @@
-"""finetune.py beside transformers' Trainer: same encoder, data, batches and steps. Run by hand, on a quiet machine:
+"""Compares finetune.py with transformers' Trainer: same encoder, data, batches and steps.
+
+Run this file by hand, on a machine without other work:
 
     pip install --no-deps accelerate psutil
     python tests/bench_finetune.py --data-dir glue --model all-MiniLM-L6-v2
 
-Four tables, as markdown. Steps: in one process, in turns, medians over rounds. Sweep: whole commands, start to record,
-five seeds of 100 examples with 60 steps and three validations each; one process of finetune.py, and one of this file
-for each of Trainer's five. Evaluation: examples a second, sorted by length as finetune.py does, and in the order of
-the file as Trainer does. Share of SCL: of a step of RoBERTa-base, built from its config with random weights.
+Prints four tables in markdown:
+1. The time of a step. Both train in one process, in turns; the table has medians over rounds.
+2. The time of a sweep, from the start of the command to the last record: five seeds of 100 examples, with 60 steps and
+   three validations each. finetune.py needs one process, Trainer one process of this file for each seed.
+3. Evaluated examples per second, sorted by length (finetune.py) and in the order of the file (Trainer).
+4. The share of SCL in a step of RoBERTa-base with random weights.
 """
 
 import argparse
@@ -27,7 +31,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_scl import print_table
 
 import finetune
-from data import Split, load_data, sample
+from parts import pretrained
+from parts.data import Split, sample
+from parts.model import EVAL_BATCH, Model, predict
+from parts.records import configure
+from parts.state import Training
+from parts.tasks import load_data
 
 ROOT = Path(finetune.__file__).parent
 STEPS, EVERY, SHOTS, SEEDS = 60, 20, 100, 5
@@ -40,14 +49,15 @@ def flags(args):
 
 
 def setting(args, **changes):
-    """Train, validation and test, a fresh model and the config of a run."""
+    """Returns the splits, a new model and the setting of a run."""
     parsed = finetune.parse_args(flags(args))
     data = load_data("sst2", args.data_dir, few_shot=True)
     splits = sample(data, SHOTS, None, args.seed)
-    tokenizer = finetune.load_tokenizer(args.model, "cls")
+    tokenizer = pretrained.load_tokenizer(args.model, "cls")
     torch.manual_seed(args.seed)
-    model = finetune.load_model(args.model, "cls", data.label_names, tokenizer, dropout=0.1)
-    config = finetune.configure(parsed, 0.9, 0.3, args.seed, splits) | changes
+    model = pretrained.load_model(args.model, "cls", data.label_names, tokenizer, dropout=0.1)
+    pretrained.freeze_unused(model, args.model)
+    config = configure(parsed, 0.9, 0.3, 1e-4, args.seed, splits, tokenizer.model_max_length, 1) | changes
     return splits, model, config
 
 
@@ -77,14 +87,14 @@ def trainer(model, train, validation=None, steps=STEPS):
 
 
 def trainer_run(args):
-    """What a user's Trainer script does for one seed: train with validation, keep the best, test."""
+    """Trains one seed as a script with Trainer does: with validations, keeps the best checkpoint, then tests it."""
     (train, validation, test), model, _ = setting(args)
     worker, _ = trainer(model, train, validation)
     worker.predict(rows(model.tokenizer, test))
 
 
 def ours(model, train, validation, config):
-    training = finetune.Training(model, config)
+    training = Training(model, config)
     start = time.perf_counter()
     finetune.fit(training, train, validation)
     return time.perf_counter() - start
@@ -92,12 +102,12 @@ def ours(model, train, validation, config):
 
 def step_times(args, rounds=5, steps=20):
     (train, *_), *_ = setting(args)
-    nothing = Split([("a",)], np.zeros(1, dtype=int))  # one validation, of one word, in the last step
+    nothing = Split([("a",)], np.zeros(1, dtype=int))  # validates on one word, once
     seconds: dict[str, list[float]] = {"Trainer, CE": [], "CE": [], "CE + SCL": []}
     for _ in range(rounds):
         for name, values in seconds.items():
             *_, model, config = setting(args, steps=steps, eval_every=steps, lam=0.0 if name == "CE" else 0.9)
-            with contextlib.redirect_stdout(io.StringIO()):  # what both tell of their steps
+            with contextlib.redirect_stdout(io.StringIO()):  # hides the lines of both programs
                 values.append((trainer(model, train, steps=steps)[1] if name == "Trainer, CE" else
                                ours(model, train, nothing, config)) / steps)
     return [[name, f"{1e3 * statistics.median(values):.0f}", ratio(values, seconds["Trainer, CE"])]
@@ -131,19 +141,19 @@ def evaluation_speed(args, rounds=3):
         for name, values in seconds.items():
             start = time.perf_counter()
             if name == "by length":
-                finetune.predict(model, validation)
+                predict(model, validation)
             else:
                 model.eval()
                 with torch.inference_mode():
-                    for first in range(0, len(validation), finetune.EVAL_BATCH):
-                        model(**model.tokenize(validation.texts[first : first + finetune.EVAL_BATCH]))
+                    for first in range(0, len(validation), EVAL_BATCH):
+                        model(**model.tokenize(validation.texts[first : first + EVAL_BATCH]))
             values.append(len(validation) / (time.perf_counter() - start))
     return [[name, f"{statistics.median(values):.0f}"] for name, values in seconds.items()]
 
 
 def share_of_scl(rounds=3):
     config = transformers.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, num_labels=2)
-    model = finetune.Model(transformers.AutoModelForSequenceClassification.from_config(config), tokenizer=None)
+    model = Model(transformers.AutoModelForSequenceClassification.from_config(config), tokenizer=None)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     tokens, labels = torch.randint(5, 50000, (16, 128)), torch.arange(16) % 2
     mask, step, scl = torch.ones_like(tokens), [], []
@@ -169,7 +179,7 @@ def main():
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trainer", action="store_true", help="one run of Trainer, for the sweep")
+    parser.add_argument("--trainer", action="store_true", help="do one run of Trainer, for the sweep")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

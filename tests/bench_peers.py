@@ -1,13 +1,15 @@
-"""What scl_loss and its peers answer where implementations differ, as markdown. Run by hand, some ten seconds:
+"""Shows inputs for which scl_loss and other implementations differ, and prints a markdown table.
+
+Run this script by hand. It takes about ten seconds:
 
     pip install -r tests/requirements.txt && pip install --no-deps pytorch-metric-learning==2.8.1 setfit==1.2.0
     python tests/bench_peers.py
 
-Every cell is measured. "right": value and gradient are, within 0.5 %, those of the triple loop in test_scl.py, in
-float64. A wrong value is printed, with its name if it has one; a gradient is mentioned where it is wrong; an exception
-is its name. "expected" is what is right, a number by the same triple loop. Features are float32 and the temperature
-is 0.3 unless the row says otherwise. An orphan is an anchor without a positive. SupContrast's code is the widely
-copied one, as setfit carries it: without the guard for orphans that SupContrast has since.
+Every cell is measured. "right" means: value and gradient are within 0.5 % of the triple loop in test_scl.py, which
+computes in float64. For a wrong value, the cell shows the value and, if known, its formula. A gradient is mentioned
+only if it is wrong. For an exception, the cell shows its name. The column "expected" shows the right result.
+Features are float32 and the temperature is 0.3 unless the case says otherwise. An orphan is an anchor without a
+positive. "SupContrast's code" is the copy in setfit, which lacks the current handling of orphans in SupContrast.
 """
 
 import functools
@@ -23,23 +25,23 @@ from test_scl import batch, oracle, reduce
 
 from scl import scl_loss
 
-IMPLEMENTATIONS = {  # name -> make: (temperature, **options) -> (features, labels) -> loss
+IMPLEMENTATIONS = {  # each value takes temperature and options, and returns a function of features and labels
     "scl.py": lambda temperature, **options: functools.partial(scl_loss, temperature=temperature, **options),
     "SupContrast's code": setfit,
     "pytorch-metric-learning": pml,
 }
-TOLERANCE, ROUNDING = 0.005, 1e-7  # relative, and absolute: the smallest step of float16 is 6e-8
+TOLERANCE, ROUNDING = 0.005, 1e-7  # relative and absolute; float16 has steps of 6e-8
 
 
 def triple_loop(features, labels, temperature=0.3):
-    """The loss, its gradient, and what the loss would be if orphans counted as 0 in the mean."""
+    """Returns the loss, its gradient, and the mean over all anchors with 0 for orphans."""
     losses, gradient = oracle(features.double().tolist(), labels.tolist(), temperature)
     factor, loss = reduce(losses, labels.tolist(), "mean")
     return loss, factor * torch.tensor(gradient, dtype=torch.float64), sum(losses) / len(losses)
 
 
 def first_match(actual, known, otherwise):
-    """The name of the first known number, or tensor, that `actual` equals."""
+    """Returns the name of the first known number or tensor that equals `actual`, or `otherwise`."""
     for name, number in known.items():
         number = torch.as_tensor(number, dtype=torch.float64)
         if (actual - number).abs().max() <= TOLERANCE * number.abs().max() + ROUNDING:
@@ -48,7 +50,7 @@ def first_match(actual, known, otherwise):
 
 
 def verdict(loss, features, labels, temperature=0.3):
-    """How value and gradient compare with the triple loop, in words."""
+    """Returns in words how the value and gradient of `loss` compare with the triple loop."""
     right, right_gradient, over_all = triple_loop(features, labels, temperature)
     features = features.clone().requires_grad_()
     value = loss(features, labels)
@@ -66,7 +68,7 @@ def verdict(loss, features, labels, temperature=0.3):
 
 
 def compared(features, labels, temperature=0.3):
-    """(expected, answer) of a row: the right loss, and the verdict."""
+    """Returns the expected loss as text, and a function that returns the verdict for an implementation."""
     right, *_ = triple_loop(features, labels, temperature)
     return f"{right:.3f}", lambda make: verdict(make(temperature), features, labels, temperature)
 
@@ -76,7 +78,7 @@ def accepted(loss, features, labels):
 
 
 def under_autocast(make):
-    """The largest relative error of the value over ten batches, and its dtype."""
+    """Returns the largest relative error of the loss over ten batches, and the dtype of the loss."""
     errors = []
     for seed in range(10):
         features, labels = random_batch(seed)
@@ -101,12 +103,12 @@ def compiled(make):
 
 
 def random_batch(seed):
-    """As large as the paper's: 16 examples, here of two classes."""
+    """Returns a batch of 16 examples, as in the paper, with two classes."""
     return batch(n=16, width=64, classes=2, seed=seed, dtype=torch.float32)
 
 
 def rows():
-    """case -> (expected, answer); answer: make -> cell"""
+    """Returns for each case the expected result, and a function that returns the cell of an implementation."""
     features, labels = random_batch(0)
     one_class, pairs = torch.zeros(8, dtype=torch.long), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     with_nan = features.index_fill(1, torch.tensor(0), math.nan)
@@ -132,7 +134,7 @@ def rows():
         "second of two batches": ("right", after_another_batch),
         "torch.compile(fullgraph=True)": ("right", compiled),
         "saved for backward, in N x N float32": ("at most 2", lambda make: f"{saved(make(0.3), 512):.2f}"),
-        "the same, in tiles: chunk_size=16": ("near 0", lambda make: f"{saved(make(0.3, chunk_size=16), 512):.2f}"),
+        "saved for backward with chunk_size=16": ("near 0", lambda make: f"{saved(make(0.3, chunk_size=16), 512):.2f}"),
     }
 
 

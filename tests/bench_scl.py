@@ -1,13 +1,16 @@
-"""Time and memory of scl_loss beside its peers, as markdown. Run by hand, on a quiet machine, some ten minutes:
+"""Measures time and memory of scl_loss and of other implementations, and prints markdown tables.
+
+Run this script by hand on an idle machine. It takes about ten minutes:
 
     pip install --no-deps pytorch-metric-learning==2.8.1 setfit==1.2.0
     python tests/bench_scl.py
 
-Forward + backward from features (N, 1024) in float32 with two classes, normalising included, in one process: the
-contestants take turns, 15 rounds of a burst of calls each. A cell is the median time of a call; a ratio is the median
-over the rounds with its quartiles. The floor is two matrix products, Z Z^T and G Z. setfit's loss is the widely copied
-code of SupContrast. Saved: what autograd keeps for backward, in units of N x N float32. Peak: memory of a process of
-its own above what it holds before.
+Each call normalises float32 features (N, 1024) with two classes, and computes forward and backward. All
+implementations run in one process and take turns for 15 rounds, with several calls per turn. A time is the median per
+call. A ratio is the median over the rounds, with its quartiles. "floor" is the time of two matrix products, Z Z^T and
+G Z. "PML" is pytorch-metric-learning. "setfit" is SupContrast's code in the package setfit.
+"saved" is what autograd stores for backward, in units of an N x N float32 matrix. "peak" is the memory that one step
+adds, measured in a new process.
 """
 
 import argparse
@@ -29,25 +32,26 @@ PEERS = ("PML", "setfit")
 
 
 def pml(temperature, **options):
-    """(features, labels) -> loss, of pytorch-metric-learning"""
+    """Returns the loss of pytorch-metric-learning, a function of features and labels."""
     from pytorch_metric_learning.losses import SupConLoss
 
     return SupConLoss(temperature, **options)
 
 
 def setfit(temperature, **options):
-    """(features, labels) -> loss, of SupContrast as setfit carries it, without its odd factor"""
-    file = Path(importlib.util.find_spec("setfit").submodule_search_locations[0], "losses.py")  # alone: its package
-    spec = importlib.util.spec_from_file_location("setfit_losses", file)  # would import sentence-transformers
-    losses = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where torch.compile looks for it
+    """Returns the loss of SupContrast in setfit, a function of features and labels. Its constant factor is set to 1."""
+    # Loads this file only, because `import setfit` needs sentence-transformers.
+    file = Path(importlib.util.find_spec("setfit").submodule_search_locations[0], "losses.py")
+    spec = importlib.util.spec_from_file_location("setfit_losses", file)
+    losses = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # torch.compile needs the entry
     spec.loader.exec_module(losses)
-    options["base_temperature"] = temperature or 1  # the factor is temperature / base_temperature
+    options["base_temperature"] = temperature or 1  # setfit multiplies by temperature / base_temperature
     loss = losses.SupConLoss(lambda x: {"sentence_embedding": x}, temperature, **options)
     return lambda features, labels: loss([features], labels)
 
 
 def contestants(n):
-    """name -> (features, labels) -> loss"""
+    """Returns the implementations by name. Each is a function of features and labels, and "floor" is None."""
     return {
         "eager": lambda x, y: scl_loss(x, y, TEMPERATURE),
         "compiled": torch.compile(lambda x, y: scl_loss(x, y, TEMPERATURE), fullgraph=True, dynamic=False),
@@ -73,7 +77,7 @@ def step(loss, features, labels):
 
 
 def times(n):
-    """name -> seconds of a call, one for each round"""
+    """Returns for each name the seconds per call, one value per round."""
     (features, labels), seconds = batch(n), {}
     turns = contestants(n)
     for loss in turns.values():
@@ -98,14 +102,14 @@ def saved(loss, n):
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    features, labels = torch.randn(n, 8, requires_grad=True), torch.arange(n) % 2  # so narrow that N x N is all
+    features, labels = torch.randn(n, 8, requires_grad=True), torch.arange(n) % 2  # D = 8 adds little to N x N
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = loss(features, labels)  # noqa: F841  # alive while it is counted
+        kept = loss(features, labels)  # noqa: F841  # must stay alive for the sum below
     return sum(storages.values()) / (4 * n * n)
 
 
 def high_water():
-    """MiB; ru_maxrss would begin with that of the parent."""
+    """Returns the peak memory of this process in MiB. (ru_maxrss would include the peak of the parent process.)"""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 

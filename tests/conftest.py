@@ -1,33 +1,40 @@
-"""What the tests share: a tiny trained checkpoint, and GLUE folders with sentences of the tests' own."""
+"""What the tests share: a short run, a tiny trained checkpoint, and folders with made-up sentences."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-import data
 import finetune
+from parts import pretrained
+from parts.data import demo_data, sample
+from parts.records import read_records
+from parts.state import Training
 
 torch.set_num_threads(1)
-transformers.logging.set_verbosity_error()  # as main does: a test alone sees what it sees among others
+transformers.logging.set_verbosity_error()  # `main` does the same
 transformers.logging.disable_progress_bar()
 
 
 def run(out, *flags):
-    """main() for a run of the demo in a few steps; its records, oldest first."""
+    """Runs main() on the demo for four steps. Returns the records, oldest first."""
     assert finetune.main(["--task", "demo", "--max-steps", "4", "--out", str(out), *map(str, flags)]) == 0
-    return data.read_records(Path(out, "results.jsonl"))
+    return read_records(Path(out, "results.jsonl"))
 
 
 def parts(pooling="cls", **settings):
-    """What `fit` takes, for 20 examples of the demo."""
-    demo = data.demo_data()
-    tokenizer = finetune.load_tokenizer("demo", pooling)
+    """Returns the arguments of `fit` for 20 examples of the demo: model, training set, validation set, setting."""
+    demo = demo_data()
+    tokenizer = pretrained.load_tokenizer("demo", pooling)
     torch.manual_seed(0)
-    model = finetune.load_model("demo", pooling, demo.label_names, tokenizer, settings.pop("dropout", 0.1))
-    train, validation, _ = data.sample(demo, 20, None, 0)
+    model = pretrained.load_model("demo", pooling, demo.label_names, tokenizer, settings.pop("dropout", 0.1))
+    pretrained.freeze_unused(model, "demo")
+    train, validation, _ = sample(demo, 20, None, 0)
     config = {"run": "", "lam": 0.9, "tau": 0.3, "seed": 0, "steps": 3, "eval_every": 3, "lr": 1e-3, "head_lr": 1e-3,
               "batch_size": 16, "sampler": "shuffled", "precision": "fp32", "weight_decay": 0.0, "warmup_ratio": 0.0,
               "micro_batch_size": None, "compile": False}
@@ -35,9 +42,53 @@ def parts(pooling="cls", **settings):
 
 
 def fit(model, train, validation, config, classifier_only=False):
-    training = finetune.Training(model, config, classifier_only)
+    training = Training(model, config, classifier_only)
     finetune.fit(training, train, validation)
     return training.result
+
+
+def user_error(capsys, tmp_path, *flags):
+    """Runs main() with flags that it must reject. Returns the one line of the error, without notices.
+
+    Checks the exit status, and that nothing was written.
+    """
+    out = tmp_path / "out"
+    try:
+        status = finetune.main([*map(str, flags), *([] if "--out" in flags else ["--out", str(out)])])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2 and not out.exists()
+    (error,) = (line for line in captured.err.splitlines() if not line.startswith(("removed from", "note: ")))
+    return error
+
+
+def script(out, *flags, ranks=1, **options):
+    """Starts finetune.py on the demo, in its own process or under torchrun."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launch, finetune.__file__, "--task", "demo", "--out", str(out), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+
+
+def finish(process, code=0):
+    """Waits for a process, checks its exit status, and returns what it printed on stdout and stderr."""
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == code, error
+    return output, error
+
+
+def without_times(record):
+    return {name: value for name, value in record.items() if name not in ("seconds", "commit")}
+
+
+def snapshot(model):
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def changed(model, before):
+    """Returns the names of the weights that differ from a snapshot."""
+    return {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
-"""gather_batch on several ranks (gloo, one CPU process each) against one process on the whole batch."""
+"""gather_batch on several ranks (gloo, one CPU process each) against one process, and parts/ranks.py."""
+
+import multiprocessing
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from parts import ranks
+from parts.errors import UserError
 from scl import ce_scl_loss, gather_batch
 
 N, WIDTH, CLASSES = 12, 8, 3
@@ -26,50 +30,52 @@ def whole_batch():
     return torch.randn(N, 5, generator=generator), torch.randint(CLASSES, (N,), generator=generator)
 
 
-def on_each_rank(rank, work, ranks, folder):
+def on_each_rank(rank, work, world_size, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    torch.save(work(rank, ranks), f"{folder}/{rank}")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    torch.save(work(rank, world_size), f"{folder}/{rank}")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def spawn(work, ranks, tmp_path):
-    """What work(rank, ranks) returns on each of so many processes."""
-    torch.multiprocessing.spawn(on_each_rank, (work, ranks, tmp_path), nprocs=ranks)
-    return [torch.load(tmp_path / str(rank)) for rank in range(ranks)]
+def spawn(work, world_size, tmp_path):
+    """Returns what work(rank, world_size) returns in each process."""
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "transformers"])  # imports them once for all processes
+    torch.multiprocessing.start_processes(on_each_rank, (work, world_size, tmp_path), nprocs=world_size,
+                                          start_method="forkserver")
+    return [torch.load(tmp_path / str(rank)) for rank in range(world_size)]
 
 
-def a_step(rank, ranks):
+def one_step(rank, world_size):
     model = nn.parallel.DistributedDataParallel(Model())
-    x, labels = (part.chunk(ranks)[rank] for part in whole_batch())
+    x, labels = (part.chunk(world_size)[rank] for part in whole_batch())
     class_logits, features = model(x)
     loss = ce_scl_loss(*gather_batch(class_logits, features, labels))
     loss.backward()
     return loss.item(), [parameter.grad for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_loss_and_gradients_are_those_of_one_process(ranks, tmp_path):
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_loss_and_gradients_are_those_of_one_process(world_size, tmp_path):
     model, (x, labels) = Model(), whole_batch()
     expected = ce_scl_loss(*model(x), labels)
     expected.backward()
-    for loss, gradients in spawn(a_step, ranks, tmp_path):
+    for loss, gradients in spawn(one_step, world_size, tmp_path):
         assert loss == pytest.approx(expected.item(), abs=1e-6)
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-6, atol=1e-6)
 
 
-def own_anchors(rank, ranks):
-    """A loss that differs between the ranks: each contrasts its own rows with all."""
+def own_anchors(rank, world_size):
+    """Computes a loss that differs between the ranks."""
     own = torch.arange(6.0).reshape(3, 2).mul(rank + 1).requires_grad_()
     (everything,) = gather_batch(own.T)  # not contiguous
     (everything * (rank + 1)).square().sum().backward()
     return everything.detach(), own.grad
 
 
-def plain_sum(rank, ranks):
-    """Its gradient is one number, seen as many: a collective that wrote into it would break the memory."""
+def plain_sum(rank, world_size):
+    """The gradient of a sum is one number in memory, expanded. A collective must not write into that memory."""
     own = torch.ones(3, 2, requires_grad=True)
     gather_batch(own)[0].sum().backward()
     return own.grad
@@ -80,7 +86,7 @@ def test_the_gradient_of_a_sum(tmp_path):
         assert torch.equal(gradient, torch.full((3, 2), 2.0))
 
 
-def twice(rank, ranks):
+def differentiate_twice(rank, world_size):
     own = torch.ones(3, 2, requires_grad=True)
     (gradient,) = torch.autograd.grad(gather_batch(own)[0].square().sum(), own, create_graph=True)
     try:
@@ -89,8 +95,8 @@ def twice(rank, ranks):
         return str(error)
 
 
-def test_a_second_derivative_is_refused(tmp_path):
-    for message in spawn(twice, 2, tmp_path):
+def test_a_second_derivative_is_rejected(tmp_path):
+    for message in spawn(differentiate_twice, 2, tmp_path):
         assert "once_differentiable" in message
 
 
@@ -102,8 +108,8 @@ def test_gradients_are_summed_over_the_losses_of_the_ranks(tmp_path):
         assert torch.equal(gradient, 2 * (1 + 4) * torch.arange(6.0).reshape(3, 2) * (rank + 1))
 
 
-def unequal(rank, ranks):
-    """One after another: another length, on the larger or the smaller rank; another width, dtype, number of tensors."""
+def unequal(rank, world_size):
+    """Gathers tensors that differ between the ranks: in length, width, dimensions, dtype and number."""
     features, labels = torch.zeros(3, 2), torch.zeros(3, dtype=torch.long)
     messages = []
     for tensors in (
@@ -121,7 +127,7 @@ def unequal(rank, ranks):
     return messages
 
 
-def test_unequal_tensors_are_refused_on_every_rank(tmp_path):
+def test_unequal_tensors_are_rejected_on_every_rank(tmp_path):
     feature, label = "torch.float32 (3, 2)", "torch.int64 (3,)"
     of_ranks = [
         [f"{feature}, {label}", f"{feature}, torch.int64 (4,)"],
@@ -135,12 +141,53 @@ def test_unequal_tensors_are_refused_on_every_rank(tmp_path):
     assert spawn(unequal, 2, tmp_path) == 2 * [[message + str(kinds) for kinds in of_ranks]]
 
 
-def test_nothing_to_gather():
+def test_gather_batch_needs_a_tensor():
     with pytest.raises(ValueError, match="gather_batch must have at least one tensor, got none"):
         gather_batch()
 
 
-def test_without_a_process_group_nothing_changes():
+def test_gather_batch_returns_its_tensors_in_a_single_process():
     x, labels = whole_batch()
     gathered = gather_batch(x, labels)
     assert gathered[0] is x and gathered[1] is labels
+
+
+# ------------------------------------------------------------ parts/ranks.py
+
+
+@pytest.fixture
+def no_torchrun(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_ranks_without_torchrun_are_rejected(monkeypatch, no_torchrun):
+    """Otherwise each process would train alone."""
+    cpu = torch.device("cpu")
+    for processes in (None, "1"):
+        if processes:
+            monkeypatch.setenv("WORLD_SIZE", processes)
+        ranks.join_ranks(cpu)
+        assert (ranks.rank(), ranks.world_size()) == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="the environment has WORLD_SIZE=2, but torchrun did not start this process"):
+        ranks.join_ranks(cpu)
+    assert not dist.is_initialized()
+
+
+def some_rank(rank, world_size):
+    return [ranks.any_rank(flag, torch.device("cpu")) for flag in (False, rank == 1, True)]
+
+
+def test_any_rank(tmp_path, no_torchrun):
+    assert spawn(some_rank, 2, tmp_path) == 2 * [[False, True, True]]
+    assert [ranks.any_rank(flag, torch.device("cpu")) for flag in (False, True)] == [False, True]
+
+
+@pytest.mark.parametrize("capability, precision, warned", [
+    ("AVX2", "bf16", True), ("AVX512, bfloat16", "bf16", False), ("AVX2", "fp32", False), ("AVX2", "fp16", False)])
+def test_bfloat16_without_cpu_instructions_is_warned_of(monkeypatch, capsys, capability, precision, warned):
+    monkeypatch.setattr(ranks, "cpu_capability", lambda: capability)
+    ranks.warn_if_slow(torch.device("cpu"), precision)
+    assert ("may be much slower than fp32" in capsys.readouterr().err) == warned

@@ -1,4 +1,4 @@
-"""What the README says, done: its commands in order in an empty folder, its snippet, its numbers from its records."""
+"""Executes what the README promises: its commands in an empty folder, its snippets, its tables from the records."""
 
 import os
 import re
@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 
-import data
 import eval as evaluate
 import finetune
+from parts import flags
 from scl import gather_batch, scl_loss
 
 ROOT = Path(finetune.__file__).parent
@@ -31,13 +31,14 @@ COMMANDS = [line for block in blocks("bash") for line in block.replace("\\\n", "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
-    for script in ("scl.py", "data.py", "finetune.py", "eval.py"):
+    for script in ("scl.py", "finetune.py", "eval.py"):
         shutil.copy(ROOT / script, folder)
+    shutil.copytree(ROOT / "parts", folder / "parts", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
-def test_the_demo_commands_run_offline_in_their_order(folder):
-    """A few steps each: the command as it stands, with --max-steps behind it."""
+def test_the_demo_commands_work_offline_in_this_order(folder):
+    """Adds --max-steps to each training command."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": path}
     demo = [c for c in COMMANDS if "--task demo" in c or re.search(r"eval\.py.* runs-demo", c)]
@@ -55,21 +56,21 @@ def test_the_demo_commands_run_offline_in_their_order(folder):
 @pytest.mark.parametrize("command", [
     c for c in COMMANDS if re.match(r"python (finetune|eval)\.py", c) and "--task demo" not in c])
 def test_the_other_commands_parse(command, monkeypatch):
-    monkeypatch.setattr(data, "find_files", lambda *_: {})
-    monkeypatch.setattr(finetune, "check_model_folder", lambda *_: None)
+    monkeypatch.setattr(flags, "find_files", lambda *_: {})
+    monkeypatch.setattr(flags, "check_model_folder", lambda *_: None)
     _, script, *argv = shlex.split(command)
     {"finetune.py": finetune.parse_args, "eval.py": evaluate.parse_args}[script](argv)
 
 
-def test_the_snippet_prints_what_it_says(folder):
+def test_the_first_snippet_prints_its_comments(folder):
     snippet, *_ = blocks("python")
     done = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True)
     expected = re.findall(r"print\(.*\)  # (.*)", snippet)
     assert expected and done.stdout.splitlines() == expected, done.stderr
 
 
-def test_the_snippet_for_trainer_trains_on_eq_1(tmp_path):
-    pytest.importorskip("accelerate")  # which Trainer needs, and nothing else here
+def test_the_snippet_for_trainer_trains_with_eq_1(tmp_path):
+    pytest.importorskip("accelerate")  # only Trainer needs it
     _, snippet, *_ = blocks("python")
     exec(snippet, names := {})
     torch.manual_seed(0)
@@ -100,7 +101,7 @@ def test_the_snippet_for_trainer_trains_on_eq_1(tmp_path):
     assert (prediction.predictions.argmax(axis=1) == prediction.label_ids).all()
 
 
-def test_the_snippet_for_several_processes_gives_the_tensors_of_one(folder):
+def test_the_snippet_for_several_processes_works_in_one_process(folder):
     _, _, snippet = blocks("python")
     names = {"gather_batch": gather_batch} | {name: torch.zeros(2) for name in ("class_logits", "features", "labels")}
     exec(snippet, names)
@@ -110,12 +111,12 @@ def test_the_snippet_for_several_processes_gives_the_tensors_of_one(folder):
 def test_every_flag_of_the_readme_exists():
     parser_flags = set(re.findall(r'add\("(--[a-z-]+)"', (ROOT / "finetune.py").read_text()))
     readme_flags = set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", README))
-    others = {"--help", "--no-deps", "--nproc-per-node", "--nnodes", "--rdzv-endpoint"}  # pip's and torchrun's
+    others = {"--help", "--no-deps", "--nproc-per-node", "--nnodes", "--rdzv-endpoint"}  # of pip and torchrun
     assert "--pooling" in readme_flags and readme_flags <= parser_flags | others
 
 
-def test_the_tables_are_what_eval_prints(capsys, monkeypatch):
-    """Each `python eval.py table results/...` has its rows and its runs below it, character by character."""
+def test_the_tables_equal_the_output_of_eval(capsys, monkeypatch):
+    """Compares the rows and the summary below each `python eval.py table results/...` character by character."""
     monkeypatch.chdir(ROOT)
     tables = re.compile(r"^python eval.py (table results/.*)$", flags=re.MULTILINE)
     commands = [(page, command) for page in (README, RESULTS) for command in tables.findall(page)]
@@ -128,14 +129,14 @@ def test_the_tables_are_what_eval_prints(capsys, monkeypatch):
         assert all(line in page for line in lines if "ahead in" in line)
 
 
-def test_the_baselines_are_what_their_records_say():
+def test_the_table_of_the_baselines_equals_the_output_of_its_script():
     done = subprocess.run([sys.executable, "results/baselines.py", "table"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() in RESULTS, done.stderr
 
 
 def test_every_command_of_the_experiments_parses(monkeypatch):
-    monkeypatch.setattr(data, "find_files", lambda *_: {})
-    monkeypatch.setattr(finetune, "check_model_folder", lambda *_: None)
+    monkeypatch.setattr(flags, "find_files", lambda *_: {})
+    monkeypatch.setattr(flags, "check_model_folder", lambda *_: None)
     printed = subprocess.run(["bash", "results/experiments.sh"], cwd=ROOT, capture_output=True, text=True).stdout
     commands = printed.splitlines()
     assert len(commands) > 40

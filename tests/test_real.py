@@ -1,4 +1,4 @@
-"""Real SST-2 with a real encoder: GLUE_DIR (in GLUE's layout) and ENCODER (BERT-like) say where they are."""
+"""Tests with real GLUE data and a real encoder. GLUE_DIR is a folder in GLUE's layout, ENCODER a BERT-like model."""
 
 import os
 import re
@@ -10,7 +10,9 @@ import transformers
 
 import eval as evaluate
 import finetune
-from data import TASKS, find_files, load_data, read_glue, read_records, sample
+from parts.data import sample
+from parts.records import read_records
+from parts.tasks import TASKS, find_files, load_data, read_glue
 
 GLUE_DIR, ENCODER = os.environ.get("GLUE_DIR"), os.environ.get("ENCODER")
 pytestmark = pytest.mark.skipif(not (GLUE_DIR and ENCODER), reason="needs GLUE_DIR and ENCODER")
@@ -20,13 +22,13 @@ pytestmark = pytest.mark.skipif(not (GLUE_DIR and ENCODER), reason="needs GLUE_D
     ("sst2", [29780, 37569], [428, 444]), ("cola", [2528, 6023], [322, 721]), ("mrpc", [1194, 2474], [129, 279]),
     ("rte", [1249, 1241], [146, 131]), ("qnli", None, [2702, 2761]), ("mnli", None, [3479, 3123, 3213]),
 ])  # fmt: skip
-def test_every_row_is_read_with_its_label(task, train, dev):
+def test_every_example_is_read_with_its_label(task, train, dev):
     splits = {name: read_glue(file, TASKS[task]) for name, file in find_files(task, GLUE_DIR).items()}
     assert np.bincount(splits["test"].labels).tolist() == dev
     assert train is None or np.bincount(splits["train"].labels).tolist() == train
 
 
-def test_the_splits_are_those_that_are_published():
+def test_the_splits_have_the_published_checksums():
     page = (Path(finetune.__file__).parent / "results" / "README.md").read_text(encoding="utf-8")
     published = re.findall(r"\| (\w+) \| (\d+) \| (\d+) \| `(\w{12})` \| `(\w{12})` \| `(\w{12})` \|", page)
     assert len(published) >= 6

@@ -10,6 +10,7 @@ By hand, and long: more examples for the properties, and mutants of scl.py (in a
 import functools
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from scl import ce_scl_loss, scl_bounds, scl_loss
+from scl import ce_scl_loss, gather_batch, scl_bounds, scl_loss
 
 examples = int(os.environ.get("SCL_EXAMPLES", settings.default.max_examples))  # on CI the default repeats them
 settings.register_profile("scl", settings.default, deadline=None, max_examples=examples)
@@ -146,9 +147,9 @@ def test_in_blocks_a_second_derivative_is_refused_and_never_wrong(reduction):
     """Also where nothing that comes in asks for a gradient, which once_differentiable would let pass."""
     features, labels = batch(n=7)
     loss = scl_loss(features.requires_grad_(), labels, reduction=reduction, chunk_size=3).sum()
-    with pytest.raises(RuntimeError, match=r"scl_loss in blocks has no second derivative; with chunk_size=len\(feat"):
+    with pytest.raises(RuntimeError, match="chunk_size must be at least N for a second derivative, got 3"):
         torch.autograd.grad(loss, features, create_graph=True)
-    with pytest.raises(RuntimeError, match="in blocks has no second derivative"):
+    with pytest.raises(RuntimeError, match="chunk_size must be at least N for a second derivative"):
         torch.autograd.functional.hessian(functools.partial(scl_loss, labels=labels, chunk_size=3), features.detach())
     in_blocks = functools.partial(scl_loss, labels=labels, chunk_size=3)
     for transform in (torch.func.grad, torch.func.hessian, torch.func.jacfwd):
@@ -659,7 +660,7 @@ def test_bad_temperature(temperature):
 @pytest.mark.parametrize("shape", [(12, 1), (11,), ()])
 def test_labels_of_another_shape_are_named_with_both_shapes(shape):
     features, _ = batch()
-    with pytest.raises(ValueError, match=r"labels must have shape \(12,\) to go with features \(12, 5\), got \("):
+    with pytest.raises(ValueError, match=r"labels must have shape \(12,\) for features \(12, 5\), got \("):
         scl_loss(features, torch.zeros(shape, dtype=torch.long))
     with pytest.raises(ValueError, match=r"class_logits \(12, 5\)"):
         ce_scl_loss(features, features, torch.zeros(shape, dtype=torch.long))
@@ -712,14 +713,29 @@ def test_bad_lam(lam):
         ce_scl_loss(features, features, labels, lam=lam)
 
 
-def test_a_temperature_that_hopes_for_a_gradient():
-    with pytest.raises(ValueError, match="temperature must be a finite number above 0, got tensor"):
-        scl_loss(*batch(), torch.tensor(0.3, requires_grad=True))
+@pytest.mark.parametrize("temperature", [torch.tensor(0.3, requires_grad=True), np.array(0.3), "0.3", None])
+def test_a_temperature_that_is_not_a_number_is_rejected(temperature):
+    message = f"temperature must be a finite number above 0, got {temperature!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        scl_loss(*batch(), temperature)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+def test_a_numpy_scalar_is_a_temperature(number):
+    features, labels = batch()
+    assert scl_loss(features, labels, number(0.5)) == scl_loss(features, labels, 0.5)
+
+
+@pytest.mark.parametrize("wrap", [list, np.array])
+def test_gather_batch_rejects_an_argument_that_is_not_a_tensor(wrap):
+    tensors = wrap([torch.zeros(2), torch.zeros(2)])
+    with pytest.raises(TypeError, match=r"tensors must be Tensor arguments, as in gather_batch\(a, b\), got <class '"):
+        gather_batch(torch.zeros(2), tensors)
 
 
 @pytest.mark.parametrize("chunk_size", [0, -1])
 def test_bad_chunk_size(chunk_size):
-    with pytest.raises(ValueError, match=f"chunk_size must be at least 1, or None, got {chunk_size}"):
+    with pytest.raises(ValueError, match=f"chunk_size must be at least 1 or None, got {chunk_size}"):
         scl_loss(*batch(), chunk_size=chunk_size)
 
 

@@ -1,0 +1,71 @@
+"""User errors: problems that the user can correct. The programs report each one in a single line."""
+
+import contextlib
+import functools
+import threading
+import unicodedata
+from collections.abc import Iterator
+
+
+class UserError(Exception):
+    """A problem that the user can correct. The message names the flag, the value found and what to do."""
+
+
+def one_line(text: object, limit: int | None = None) -> str:
+    """Returns the text on one line. Escapes control characters; cuts a text that is longer than `limit` characters."""
+    line = "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in str(text))
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of the message of an exception that a library raised."""
+    lines = str(error).strip().splitlines()
+    return one_line(lines[0] if lines else type(error).__name__, 150)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message
+
+
+@contextlib.contextmanager
+def explain_errors(flag: str, value: object, expected: str, without_hub: str | None = None) -> Iterator[None]:
+    """Turns every exception inside the block into a UserError that names the flag, its value and what was expected.
+
+    `without_hub` is for a value that may come from the hub: it says what to do if the hub cannot be reached.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"argument {flag}: {error}") from None
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        if without_hub and isinstance(error, OSError | ConnectionError):
+            import huggingface_hub
+
+            if huggingface_hub.is_offline_mode():
+                raise UserError(f"argument {flag}: the hub cannot be reached, and its cache does not hold {value}; "
+                                f"{without_hub}") from None
+        problem = f"{value} cannot be used ({first_line(error)})"
+        raise UserError(f"argument {flag}: {problem}; expected {expected}") from error
+
+
+@functools.cache
+def connect_hub(seconds: float = 8) -> None:
+    """Asks the hub once whether it answers. If it does not, the libraries use only the files in their cache.
+
+    Without this check the libraries retry for 23 s for each file.
+    """
+    import huggingface_hub
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # an error of the network, the proxy or the certificate: no answer
+            answers.append(huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=seconds))
+
+    answers: list = []
+    thread = threading.Thread(target=ask, daemon=True)  # a name server that hangs ignores the timeout
+    thread.start()
+    thread.join(seconds)
+    if not answers:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True

@@ -1,0 +1,293 @@
+"""Draws the figures of eval.py: differences between CE and CE + SCL, the grid over λ and τ, and t-SNE of features."""
+
+import math
+from collections import Counter
+
+import numpy as np
+from scipy.special import stdtrit
+
+from parts.errors import UserError, explain_errors, one_line
+from parts.settings import NOISE, Row, first, is_transfer, paired_differences, shown, values
+from parts.statistics import agree, pooled, t_interval, top_three_gain
+
+NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "qqp": "QQP",
+         "wnli": "WNLI", "amazon_polarity": "Amazon", "yelp_polarity": "Yelp", "TREC6": "TREC-6"}  # fmt: skip
+COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"  # Okabe and Ito
+MOST_ROWS = 25
+UNTOLD = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size", "micro_batch_size",
+          "compile"}  # a label names these fields in words, or they do not change a result
+HEADING = ("pooling", "lr", "head_lr", "steps")
+
+
+def save(figure, output: str, width: float, height: float) -> None:
+    """Writes the figure with this size in inches, within limits. A dollar sign in a text does not start a formula."""
+    from matplotlib.text import Text
+
+    figure.set_size_inches(min(width, 20), min(height, 40))
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    try:
+        figure.savefig(output, dpi=150)
+    except ValueError as error:  # an unknown format
+        raise UserError(f"argument -o: {output} cannot be written: {error}") from None
+    print(f"picture in {one_line(output)}")
+
+
+def task_name(record: dict) -> str:
+    task = record["task"].rstrip("/").rsplit("/", 1)[-1]
+    return one_line(NAMES.get(task, task), 24)
+
+
+def size_name(record: dict) -> str:
+    return "all of train" if record["size"] == "all" else f"N = {record['size']}"
+
+
+def short(number: object) -> str:
+    """Returns 1e-4 for 0.0001. Returns other values as str."""
+    is_small = isinstance(number, float) and 0 < number < 0.01
+    return np.format_float_scientific(number, trim="-", exp_digits=1) if is_small else one_line(number, 40)
+
+
+# ------------------------------------------------------------ effects
+
+
+def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
+    """Draws a line for each pair of rows, CE + SCL and CE: every seed, the mean, its interval and the paper's gain."""
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import blended_transform_factory
+
+    figure = Figure(layout="constrained")
+    panel = figure.subplots()
+    encoders = dict.fromkeys(encoder_name(row) for row, _ in pairs)  # in the order of the files
+    groups = [[pair for pair in pairs if encoder_name(pair[0]) == encoder] for encoder in encoders]
+    lines = [line for encoder, group in zip(encoders, groups, strict=True) for line in effect_lines(encoder, group)]
+    if sum(interval is not None for _, interval, _ in lines) > MOST_ROWS:
+        lines = [line for line in lines if line[1] is None or line[2]]  # no means of groups
+
+    low, high = axis_limits([interval for _, interval, _ in lines if interval], [row for row, _ in pairs])
+    panel.set(xlim=(low, high), ylim=(len(lines) - 0.4, -0.6), xlabel="difference in test accuracy, points")
+    for y, (label, interval, pair) in enumerate(lines):
+        if interval is None:
+            of_figure = blended_transform_factory(figure.transFigure, panel.transData)
+            heading = panel.text(0.01, y, label, transform=of_figure, va="center", weight="bold", fontsize=9)
+            heading.set(in_layout=False, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+        else:
+            draw_effect(panel, y, interval, *pair)
+
+    marks = {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
+    panel.axvline(0, color="black", linewidth=0.8, zorder=0)
+    panel.grid(axis="x", alpha=0.3)
+    panel.spines[["left", "top", "right"]].set_visible(False)
+    panel.tick_params(axis="y", length=0)
+    panel.set_yticks(range(len(lines)), [label if interval else "" for label, interval, _ in lines], fontsize=9)
+    figure.suptitle("CE + SCL (λ = 0.9, τ = 0.3) minus CE, paired by seed", fontsize=11)
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, fontsize=9)
+    save(figure, output, 7.2, 2 + 0.3 * len(lines))
+
+
+def encoder_name(row: Row) -> str:
+    record = first(row)
+    name = one_line(record["base_model"].rsplit("/", 1)[-1], 40)
+    return f"transfer from {name}" if is_transfer(record) else name
+
+
+def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
+    """Returns label, interval and pair for each line of an encoder: a heading, rows, and means of groups that agree.
+
+    The heading names the usual pooling, learning rate and so on. The label of a row names what is different.
+    """
+    told = [told_fields(*pair) for pair in pairs]
+    usual = {name: Counter(fields.get(name) for fields in told).most_common(1)[0][0] for name in told[0]}
+    groups: dict[tuple, list[tuple]] = {}
+    for (row, ce), fields in zip(pairs, told, strict=True):
+        record = first(row)
+        details = [text for name, text in fields.items() if text and text != usual.get(name)]
+        label = ", ".join(filter(None, [task_name(record), size_name(record), record["noise_text"], *details]))
+        number = int(record["shots"] or record["shots_per_class"] or 10**9)
+        key = (bool(record["noise"]), bool(record["shots_per_class"]), number, size_name(record))
+        line = one_line(label, 48), t_interval(paired_differences(row, ce)), (row, ce)
+        groups.setdefault(key, []).append(line)
+
+    heading = ", ".join([encoder, *(usual[name] for name in HEADING if usual.get(name))])
+    lines: list[tuple] = [(heading, None, None)]
+    for (is_noise, *_, size), group in sorted(groups.items()):
+        lines += group
+        mean = pooled([(first(row)["task"], paired_differences(row, ce)) for _, _, (row, ce) in group])
+        if len(group) > 1 and agree([interval for _, interval, _ in group]) and not np.isnan(mean[1]):
+            lines.append((f"mean, {'noise' if is_noise else size}", mean, ()))
+    return lines
+
+
+def told_fields(row: Row, ce: Row) -> dict[str, str]:
+    """Returns the fields that a label may name, as text: "lr 2e-5 / 1e-5" if CE and CE + SCL differ."""
+    record, text = first(row), {}
+    for name in ("lr", "head_lr", "steps"):
+        text[name] = " / ".join(dict.fromkeys(short(of_row[name]) for of_row in (first(ce), record)))
+    fields = {"pooling": f"{record['pooling']} pooling", "lr": f"lr {text['lr']}",
+              "head_lr": f"head lr {text['head_lr']}" if text["head_lr"] != text["lr"] else "",
+              "steps": f"{text['steps']} steps"}
+    names = (name for name, _ in record["setting"] if name not in (*fields, *UNTOLD))
+    return fields | {name: f"{name.replace('_', ' ')} {short(record[name])}" for name in names}
+
+
+def axis_limits(intervals: list[tuple], rows: list[Row]) -> tuple[float, float]:
+    """Returns the ends of the axis: -8 and 18 points, or further if a mean or a gain of the paper needs it."""
+    papers = [first(row)["papers_gain"] or 0 for row in rows]
+    means = [100 * mean for mean, *_ in intervals]
+    return math.floor(min(-8, *means, *papers)), math.ceil(max(18, *means, *papers))
+
+
+def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | None = None,
+                ce: Row | None = None) -> None:  # fmt: skip
+    """Draws one line: a pair of rows, or the mean of a group, which has no seeds."""
+    mean, low, high = (100 * part for part in interval)
+    shape, colour, label = ("s", "#0072B2", "mean of the seeds, 95 % interval")
+    if row:
+        draw_seeds(panel, y, [100 * gain for gain in paired_differences(row, ce).values()])
+        papers, top = first(row)["papers_gain"], top_three_gain(row, ce)
+        if papers is not None and top is not None:
+            panel.plot([100 * top], [y - 0.02], "d", color="#009E73", markersize=6, zorder=4, mfc="white", mew=1.4,
+                       label="top 3 by validation minus CE's top 3")
+        if papers is not None:
+            panel.plot([papers], [y], "x", color="#D55E00", mew=1.8, zorder=5,
+                       label="the paper's top 3 minus CE's, RoBERTa-Large")
+    else:
+        shape, colour, label = "D", "black", "mean of a group, 95 % interval"
+    panel.plot([low, high], [y, y], color=colour, linewidth=1.8, label="_interval")
+    left, right = panel.get_xlim()
+    for is_beyond, end, arrow in ((low < left, left + 0.3, "<"), (high > right, right - 0.3, ">")):
+        if is_beyond:
+            panel.plot([end], [y], arrow, color=colour, markersize=7, clip_on=False, label="_beyond")
+    panel.plot([mean], [y], shape, color=colour, markersize=6, label=label)
+    panel.text(1.015, y, f"{mean:+.1f}", transform=panel.get_yaxis_transform(), va="center", fontsize=9)
+
+
+def draw_seeds(panel, y: int, gains: list[float]) -> None:
+    """Draws a dot for each seed below the line. Stacks dots that would overlap, and prints values off the axis."""
+    low, high = panel.get_xlim()
+    width = (high - low) / 75  # of a dot
+    ends: list[float] = []  # the last dot of each level
+    dots = []
+    for gain in sorted(gain for gain in gains if low <= gain <= high):
+        level = next((i for i, end in enumerate(ends) if gain - end >= width), len(ends))
+        ends[level:level + 1] = [gain]
+        dots.append((gain, level))
+    step = min(0.13, 0.52 / len(ends)) if ends else 0
+    panel.plot([gain for gain, _ in dots], [y + 0.2 + step * level for _, level in dots], "o", color="grey",
+               markersize=2.5, label="a seed")
+    for beyond, x, align, form in ((sorted(gain for gain in gains if gain < low), low, "left", "← {}"),
+                                   (sorted(gain for gain in gains if gain > high), high, "right", "{} →")):
+        if beyond:
+            text = form.format(", ".join(f"{gain:+.0f}" for gain in beyond))
+            panel.text(x, y + 0.25, text, ha=align, va="center", fontsize=8, color="dimgrey")
+
+
+# ------------------------------------------------------------ grid
+
+
+def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
+    """Draws validation accuracy minus CE's for each (lam, tau).
+
+    The colours reach full strength at the 95 % interval's half width or later, so that they show no more than the
+    seeds support.
+    """
+    from matplotlib.figure import Figure
+
+    accuracies = {cell: 100 * values(row, "validation_accuracy") for cell, row in cells.items()}
+    centre = 100 * values(ce, "validation_accuracy").mean() if ce else np.mean([x.mean() for x in accuracies.values()])
+    gains = {cell: 100 * np.array(list(paired_differences(row, ce, measure="validation_accuracy").values()))
+             if ce else accuracies[cell] - centre for cell, row in cells.items()}
+    lams, taus = (sorted(set(numbers)) for numbers in zip(*cells, strict=True))
+    means = np.full((len(lams), len(taus)), np.nan)
+    for (lam, tau), gain in gains.items():
+        means[lams.index(lam), taus.index(tau)] = gain.mean()
+    n = len(first_row := next(iter(cells.values())))
+    spread = np.sqrt(np.mean([gain.var(ddof=1) for gain in gains.values()])) if n > 1 else 0
+    half = stdtrit(n - 1, 0.975) * spread / n**0.5 if n > 1 else 0
+    reach = max(2, np.nanmax(np.abs(means)), half)
+
+    figure = Figure(layout="constrained")
+    panel = figure.subplots()
+    image = panel.imshow(means, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
+    record = first(first_row)
+    base = "the mean of all cells"
+    if ce:
+        base = "CE" if first(ce)["steps"] == record["steps"] else f"CE with {first(ce)['steps']} steps"
+    figure.colorbar(image, label=f"points above {base}, {centre:.1f}")
+    for (lam, tau), gain in gains.items():
+        text = f"{gain.mean():+.1f}" + (f"\n± {gain.std(ddof=1):.1f}" if n > 1 else "")
+        colour = "white" if abs(gain.mean()) > 0.7 * reach else "black"
+        panel.text(taus.index(tau), lams.index(lam), text, ha="center", va="center", color=colour, fontsize=9)
+    panel.set(xticks=range(len(taus)), xticklabels=taus, yticks=range(len(lams)), yticklabels=lams,
+              xlabel="temperature τ", ylabel="weight of SCL, λ")
+    figure.suptitle(f"{task_name(record)}, {size_name(record)}: validation accuracy minus {base}\n"
+                    f"mean ± sample standard deviation over {n} seed{'s' * (n > 1)}", fontsize=10)
+    save(figure, output, 2.6 + 0.85 * len(taus), 1.8 + 0.55 * len(lams))
+
+
+# ------------------------------------------------------------ t-SNE
+
+
+def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
+    """Draws a panel for each test set (record, class names, labels, class logits, features), with one legend for all.
+
+    `differing` names the fields in which the records differ.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    columns = len(tests) if len(tests) <= 3 else 2  # pairs such as CE beside CE + SCL
+    rows = math.ceil(len(tests) / columns)
+    classes = list(dict.fromkeys(name for _, names, *_ in tests for name in names))
+    looks = [{"color": COLOURS[i % 6], "marker": MARKERS[(i + i // 6) % 6]} for i in range(len(classes))]
+    shared, titles = tsne_titles(tests, differing)
+
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for panel in axes.flat[len(tests):]:
+        panel.set_axis_off()
+    for panel, title, (record, names, labels, _, features) in zip(axes.flat, titles, tests, strict=False):
+        points = project(features, record["run"])
+        for number, name in enumerate(names):
+            panel.scatter(*points[labels == number].T, s=14, alpha=0.7, linewidths=0, **looks[classes.index(name)])
+        panel.set_title(title, fontsize=9)
+        panel.set(xticks=[], yticks=[], box_aspect=1)
+    figure.suptitle(shared, fontsize=10)
+    handles = [Line2D([], [], linestyle="", **look) for look in looks]
+    legend = figure.legend(handles, range(len(classes)), loc="outside lower center", ncols=4 if columns > 1 else 2,
+                           fontsize=9)
+    for text, name in zip(legend.get_texts(), classes, strict=True):
+        text.set_text(one_line(name, 24))  # set last, because matplotlib hides a label that starts with "_"
+    save(figure, output, 3.3 * columns + 0.2, 3.6 * rows + 0.6 + 0.2 * math.ceil(len(classes) / 4))
+
+
+def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str]]:
+    """Returns the title of the figure, with what all panels share, and two lines for each panel."""
+    parts = []
+    for record, *_ in tests:
+        found = [shown(record).get(name) for name in differing]
+        told = ["" if value is None else f"{name} {short(value)}" for name, value in zip(differing, found, strict=True)]
+        method = record["method"]
+        if 0 < record["lam"] < 1:
+            method = method.replace("(", "(λ = ").replace(", ", ", τ = ")
+        parts.append((task_name(record), size_name(record), method, f"seed {record['seed']}", *told))
+    is_shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
+    shared = ", ".join(part for part, same in zip(parts[0], is_shared, strict=True) if same and part)
+    titles = []
+    for part, (_, _, labels, class_logits, _) in zip(parts, tests, strict=True):
+        own = [text for text, same in zip(part, is_shared, strict=True) if not same and text]
+        accuracy = f"accuracy {100 * np.mean(labels == class_logits.argmax(axis=1)):.1f} %"
+        titles.append("\n".join(one_line(line, 45) for line in (", ".join(own[:2]), ", ".join([*own[2:], accuracy]))))
+    return f"t-SNE of test features: {shared}" if shared else "t-SNE of test features", titles
+
+
+def project(features: np.ndarray, run: str) -> np.ndarray:
+    """Returns t-SNE by cosine distances, (N, 2). Rejects features that all have the same direction."""
+    from sklearn.manifold import TSNE
+
+    z = features / np.maximum(np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True), 1e-300)
+    if len(z) < 4 or np.ptp(z, axis=0).max() < 1e-6:
+        raise UserError(f"argument RUN: {run}: t-SNE needs at least four test examples, and features that differ")
+    with explain_errors("RUN", run, "features that t-SNE can draw"):
+        tsne = TSNE(metric="cosine", init="pca", perplexity=min(30, (len(z) - 1) / 3), random_state=0)
+        return tsne.fit_transform(z)

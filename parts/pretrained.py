@@ -1,0 +1,248 @@
+"""Loads pre-trained models of transformers and checkpoints of this project, and checks them before training."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from parts.data import demo_data
+from parts.errors import UserError, connect_hub, explain_errors
+from parts.model import Model
+
+
+def fetch_model(model: str) -> str:
+    """Returns the local folder of a model. From the hub it downloads only safetensors, so nothing is unpickled."""
+    if model == "demo" or os.path.isdir(model):
+        return model
+    connect_hub()
+    files = ["*.json", "*.txt", "*.model", "model*.safetensors", "head.safetensors"]
+    with explain_errors("--model", model, "a hub id or a folder", without_hub="give --model a local folder"):
+        return huggingface_hub.snapshot_download(model, allow_patterns=files)
+
+
+def load_config(source: str):
+    """Loads the config. Overrides options that change the output format or fetch kernels from the hub."""
+    ours = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "attn_implementation": None}
+    with explain_errors("--model", source, "a folder that save_pretrained wrote"):
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **ours)
+    if config.is_encoder_decoder:
+        raise UserError(f"argument --model: {source} is an encoder-decoder; choose an encoder")
+    return config
+
+
+def load_tokenizer(source: str, pooling: str, max_length: int = 256):
+    """Loads the tokenizer and checks that the encoder fits it.
+
+    Its `model_max_length` is the smallest of max_length, the tokenizer's own limit and the encoder's limit.
+    """
+    if source == "demo":  # the type of RoBERTa's tokenizer, trained on the demo's sentences
+        sentences = (text for (text,) in demo_data().train.texts)
+        untrained = transformers.RobertaTokenizer(model_max_length=min(max_length, 64))
+        return untrained.train_new_from_iterator(sentences, vocab_size=400, show_progress=False)
+    config = load_config(source)
+    with explain_errors("--model", source, "a folder that save_pretrained wrote, with its tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # decoders have no pad token
+        tokenizer.padding_side = "right"  # so that the first token is never padding
+        first_token = tokenizer("a")["input_ids"][:1]
+        with torch.device("meta"):  # shapes without weights
+            encoder = transformers.AutoModel.from_config(config)
+        embeddings = encoder.get_input_embeddings().num_embeddings
+    if pooling == "cls" and first_token != [tokenizer.cls_token_id]:
+        raise UserError(f"argument --model: the tokenizer of {source} puts no cls token first (is it a decoder?); "
+                        "choose an encoder or --pooling mean")
+    if len(tokenizer) > embeddings:
+        raise UserError(f"argument --model: {source} has {embeddings} word embeddings, but its tokenizer has "
+                        f"{len(tokenizer)} words; expected the tokenizer that the model was trained with")
+    is_checkpoint = Path(source, "record.json").is_file()  # the tokenizer of a checkpoint has the limit of its run
+    own_limit = max_length if is_checkpoint else tokenizer.model_max_length
+    tokenizer.model_max_length = min(max_length, own_limit, longest_input(encoder))
+    return tokenizer
+
+
+def longest_input(encoder: transformers.PreTrainedModel) -> int:
+    """Returns the maximum length in tokens, from the position embeddings.
+
+    The positions of RoBERTa-like models start at padding_idx + 1.
+    """
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            first_position = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - first_position
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    return limit if limit and limit > 0 else sys.maxsize  # XLNet has no limit
+
+
+def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
+    """Tokenises the first 300 texts. Returns a warning for truncated texts and one for many unknown tokens.
+
+    Rejects a tokenizer that knows at most half of the tokens. Such a tokenizer results from missing tokenizer files.
+    """
+    texts = texts[:300]
+    pairs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]
+    words = tokenizer([" ".join(row) for row in texts], add_special_tokens=False)["input_ids"]
+    tokens = [token for row in words for token in row]
+    known = sum(token != tokenizer.unk_token_id for token in tokens)
+    if known <= len(tokens) / 2:
+        raise UserError(f"argument --model: the tokenizer of {source} knows {known} of {len(tokens)} tokens of the "
+                        "texts; expected tokenizer files in the folder, for this language")
+    warnings = []
+    limit = tokenizer.model_max_length
+    if truncated := sum(len(row) > limit for row in pairs):
+        warnings.append(f"{truncated} of {len(texts)} training texts have more than {limit} tokens; the model does not "
+                        "see the rest (--max-length)")
+    if (unknown := 1 - known / len(tokens)) > 0.03:
+        warnings.append(f"{unknown:.0%} of the tokens are unknown to this tokenizer")
+    return warnings
+
+
+def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenizer, dropout: float,
+               ce_temperature: float | None = None) -> Model:  # fmt: skip
+    """Loads a model of transformers, or a checkpoint of this project, with a classifier for these classes.
+
+    A trained classifier is kept if its classes have the same names, in any order. Otherwise a new classifier is
+    initialised from torch's random seed.
+    """
+    has_own_classifier = pooling == "cls" and not ce_temperature
+    config = demo_config(tokenizer) if source == "demo" else load_config(source)
+    saved_names = class_names(config)
+    adapt_config(config, label_names, dropout)
+    backbone, new_weights = load_backbone(source, config, has_own_classifier)
+    head = None if has_own_classifier else nn.Linear(config.hidden_size, len(label_names))
+    model = Model(backbone, tokenizer, head, pooling, ce_temperature)
+
+    encoder = {name for name, _ in model.named_parameters()} - model.classifier_names()
+    if missing := sorted(encoder & new_weights):
+        raise UserError(f"argument --model: {source} lacks {len(missing)} weights of its encoder or has them in other "
+                        f"shapes, such as {missing[0].removeprefix('backbone.')}; save it again with save_pretrained")
+
+    if head:
+        is_trained = load_head(source, head, pooling, ce_temperature)
+    else:
+        is_trained = source != "demo" and not new_weights
+    rows = match_classes(saved_names, label_names)
+    if is_trained and rows:
+        reorder(model.last_layer(), rows)
+    elif is_trained:
+        model.last_layer().reset_parameters()
+    model.classifier_is_new = not (is_trained and rows)
+
+    check_weights(model, source)
+    return model
+
+
+def demo_config(tokenizer) -> transformers.RobertaConfig:
+    return transformers.RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        max_position_embeddings=66, type_vocab_size=1, initializer_range=0.05, pad_token_id=tokenizer.pad_token_id)
+
+
+def load_backbone(source: str, config, has_own_classifier: bool) -> tuple[transformers.PreTrainedModel, set[str]]:
+    """Loads the network. Also returns the names of the parameters that the files do not hold."""
+    auto = transformers.AutoModelForSequenceClassification if has_own_classifier else transformers.AutoModel
+    if source == "demo":
+        return auto.from_config(config), set()
+    with explain_errors("--model", source, "a folder that save_pretrained wrote, with model.safetensors"):
+        backbone, info = auto.from_pretrained(
+            source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True, trust_remote_code=False)
+    missing = (*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"]))
+    return backbone, {f"backbone.{name}" for name in missing}
+
+
+def adapt_config(config, label_names: tuple[str, ...], dropout: float) -> None:
+    """Sets the classes, every dropout rate, and pooling at the first token."""
+    config.id2label = dict(enumerate(label_names))  # also sets num_labels
+    config.label2id = {name: number for number, name in enumerate(label_names)}
+    config.problem_type = "single_label_classification"
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("_pdrop")) and type(value) in (int, float):
+            setattr(config, name, dropout)
+    if hasattr(config, "classifier_pooling"):  # ModernBERT may use the mean, which is not what SCL would contrast
+        config.classifier_pooling = "bos" if config.model_type == "eurobert" else "cls"
+
+
+def load_head(source: str, head: nn.Linear, pooling: str, ce_temperature: float | None) -> bool:
+    """Loads the linear classifier of a checkpoint. Returns False if it has none for these features and classes."""
+    file = Path(source, "head.safetensors")
+    if not file.is_file():
+        return False
+    with explain_errors("--model", source, "a folder that finetune.py wrote"):
+        record, weights = json.loads(Path(source, "record.json").read_text(encoding="utf-8")), load_file(file)
+        same_features = (record["pooling"], record["ce_temperature"]) == (pooling, ce_temperature)
+        if not same_features or weights["weight"].shape != head.weight.shape:
+            return False
+        head.load_state_dict(weights)
+    return True
+
+
+def class_names(config) -> tuple[str, ...]:
+    return tuple(str(name) for _, name in sorted(config.id2label.items()))
+
+
+def saved_classes(source: str) -> tuple[str, ...]:
+    """Returns the class names of a saved model, in the order of its class logits."""
+    return class_names(load_config(source))
+
+
+def match_classes(saved: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | None:
+    """Returns the row of the saved classifier for each wanted class, or None if the names are not the same.
+
+    The comparison ignores case and treats "-" as "_".
+    """
+    if saved == wanted:
+        return list(range(len(wanted)))
+    saved, wanted = ([name.casefold().replace("-", "_") for name in names] for names in (saved, wanted))
+    if len(set(saved)) < len(saved) or set(saved) != set(wanted):
+        return None
+    return [saved.index(name) for name in wanted]
+
+
+@torch.no_grad()
+def reorder(layer: nn.Linear, rows: list[int]) -> None:
+    layer.weight.copy_(layer.weight[rows])
+    if layer.bias is not None:
+        layer.bias.copy_(layer.bias[rows])
+
+
+def check_weights(model: Model, source: str) -> None:
+    """Checks the weights and evaluates one text. Checks that the classifier reads only the features."""
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise UserError(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")
+    class_logits, _ = try_text(model, source)
+    if model.head is None:
+        (by_token,) = torch.autograd.grad(class_logits.sum(), model.hidden, allow_unused=True)  # (1, T, D)
+        if by_token is None or by_token[:, 1:].any():
+            raise UserError(f"argument --model: the classifier of {source} reads other tokens than the first, but SCL "
+                            "contrasts the first; choose --pooling mean")
+    model.hidden = None
+
+
+def try_text(model: Model, source: str) -> tuple[Tensor, Tensor]:
+    model.eval()
+    with explain_errors("--model", source, "an encoder for text"):
+        return model(**model.tokenize([("a b c",)]))
+
+
+def freeze_unused(model: Model, source: str) -> None:
+    """Freezes the parameters that no output depends on. DistributedDataParallel would wait for their gradients."""
+    class_logits, features = try_text(model, source)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(class_logits.sum() + features.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    model.hidden = None
+
+
+def was_trained_with_mean(source: str) -> bool:
+    """Returns whether the folder of a sentence encoder declares mean pooling."""
+    try:
+        return bool(json.loads(Path(source, "1_Pooling", "config.json").read_text())["pooling_mode_mean_tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

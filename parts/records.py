@@ -1,0 +1,176 @@
+"""A record describes one finished run: its setting, its results and the machine. It is one line of results.jsonl."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from parts.data import Split
+from parts.errors import UserError, first_line, one_line
+
+MACHINE_FLAGS = ("data_dir", "device", "out", "save", "save_every", "dry_run")  # they do not change the results
+ARM_AND_SEED = re.compile(r"(.+)-seed\d+-[0-9a-f]{6}$")  # the name of a run: its arm, its seed and a digest
+
+
+def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, seed: int,
+              splits: tuple[Split, ...], max_length: int, processes: int) -> dict:  # fmt: skip
+    """Returns the full setting of a run, with every default resolved. The name of the run ends with its digest."""
+    train_size = len(splits[0])
+    per_epoch = max(1, train_size // args.batch_size)
+    steps_by_epochs = math.ceil(args.epochs * per_epoch) if args.epochs else max(10 * per_epoch, 200)
+    steps = args.max_steps or steps_by_epochs
+    lr = lr or (1e-3 if args.model == "demo" else 1e-5)
+
+    config = {name: value for name, value in vars(args).items() if name not in ("epochs", "max_steps", *MACHINE_FLAGS)}
+    config |= {"lam": lam, "tau": tau, "seed": seed, "lr": lr, "head_lr": args.head_lr or (1e-3 if lam == 1 else lr)}
+    config |= {"steps": steps, "eval_every": args.eval_every or math.ceil(steps / 10)}
+    config |= {"max_length": max_length, "processes": processes}
+    for name, split in zip(("train", "validation", "test"), splits, strict=True):
+        config |= {f"{name}_size": len(split), f"{name}_checksum": split.checksum}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
+
+    task = Path(args.task).resolve().name.encode()[:100].decode(errors="ignore")  # a file name has at most 255 bytes
+    arm = f"{task}-n{train_size}-" + (f"lam{lam:g}-tau{tau:g}" if lam else "lam0")
+    names = {"run": f"{arm}-seed{seed}-{digest}", "arm": arm, "base_model": base_model(args.model)}
+    return names | config | {"data_dir": args.data_dir, "num_texts": len(splits[0].texts[0])}
+
+
+def base_model(model: str) -> str:
+    """Returns the model itself, or for a checkpoint of this project a name without its method and seed.
+
+    A transfer run with CE and one with CE + SCL start from two checkpoints, but they belong to the same setting.
+    """
+    arm = ARM_AND_SEED.match(model.rstrip("/"))
+    return re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?$", "", arm[1]) if arm else model.rstrip("/")
+
+
+def print_setting(config: dict, splits: tuple[Split, ...], names: tuple[str, ...], model: str,
+                  warnings: list[str]) -> None:  # fmt: skip
+    """Prints what is trained on what. `model` describes the network, `names` are the classes."""
+    train, validation, _ = splits
+    noise = f" with {config['noise']} noise {config['noise_level']:g}" if config["noise"] else ""
+    batch_size = min(config["batch_size"], len(train))
+    print(f"{config['model']} with {model}; {config['pooling']} pooling, lr {config['lr']:g}, {config['steps']} "
+          f"steps of {batch_size} examples")
+    for name, split in zip(("train", "validation", "test"), splits, strict=True):
+        counts = [f"{one_line(label)}: {count}" for label, count in zip(names, class_sizes(split, names), strict=True)]
+        more = f", {len(counts) - 9} more classes" if len(counts) > 9 else ""
+        print(f"  {name}: {len(split)} examples{noise if name == 'train' else ''} ({', '.join(counts[:9])}{more})")
+    for texts, label in zip(train.texts[:3], train.labels, strict=False):
+        print(f"  {one_line(names[label])}: {' | '.join(one_line(text, 60) for text in texts)}")
+
+    if missing := [one_line(name) for name, size in zip(names, class_sizes(train, names), strict=True) if not size]:
+        warnings = [*warnings, f"no training example of {', '.join(missing)}, so the model cannot learn this class"]
+    if len(validation) < 50:
+        warnings = [*warnings, f"only {len(validation)} validation examples choose the checkpoint"]
+    for warning in warnings:
+        print(f"  warning: {warning}")
+    if config["model"] == "demo":
+        print("  this encoder is tiny and starts from random weights: a smoke test, not a result")
+
+
+def print_result(record: dict, test: Split, names: tuple[str, ...]) -> None:
+    sizes = class_sizes(test, names)
+    largest, share = one_line(names[sizes.argmax()]), sizes.max() / len(test)
+    print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
+          "{seconds:.0f} s".format(**record) + f"; largest class: {share:.3f} ({largest})")
+    if record["test_accuracy"] < share:
+        print(f"  warning: a classifier that always answers {largest} is better than this run")
+    if record["lam"]:
+        scl, lowest, collapsed = (record[name] for name in ("scl", "scl_lowest", "scl_collapsed"))
+        if collapsed - scl < 0.1 * (collapsed - lowest):
+            print("  warning: scl ended near its collapsed value, so SCL did not train; raise --lr or --max-steps")
+
+
+def class_sizes(split: Split, names: tuple[str, ...]) -> np.ndarray:
+    return np.bincount(split.labels, minlength=len(names))
+
+
+def read_records(file: Path, quiet: bool = False) -> list[dict]:
+    """Reads the records of a file, oldest first. Skips a line that is no record, and reports it unless `quiet`."""
+    records = []
+    text = file.read_text(encoding="utf-8", errors="replace") if os.path.isfile(file) else ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("run"), str):
+            records.append(record)
+        elif not quiet:
+            print(f"{file}, line {number} is not a record; it was skipped", file=sys.stderr)
+    return records
+
+
+def open_results(out: Path) -> None:
+    """Checks before training that the record can be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        open(out / "results.jsonl", "ab").close()
+    except OSError as error:
+        raise UserError(f"argument --out: {out / 'results.jsonl'} cannot be written ({error.strerror}); choose another "
+                        "folder") from None
+
+
+def append_record(file: Path, record: dict) -> None:
+    """Appends a record, unless another process has already written this run. Completes a torn last line first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+b") as results:
+        fcntl.flock(results, fcntl.LOCK_EX)
+        if record["run"] in {other["run"] for other in read_records(file, quiet=True)}:
+            return
+        is_torn = file.stat().st_size and not file.read_bytes().endswith(b"\n")
+        results.write(b"\n" * bool(is_torn) + json.dumps(record).encode() + b"\n")
+
+
+def method_name(record: dict) -> str:
+    if record["lam"] == 1:
+        return f"SCL ({record['tau']:g}), then CE"
+    if record["ce_temperature"]:
+        return f"CE on normalised features ({record['ce_temperature']:g})"
+    return f"CE + SCL ({record['lam']:g}, {record['tau']:g})" if record["lam"] else "CE"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path. At the end the file or folder written there replaces `path`.
+
+    A kill never leaves half of a file or folder.
+    """
+    part = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove(part)  # a killed process may have left one
+    try:
+        yield part
+        if path.is_dir():  # `replace` cannot overwrite a folder
+            remove(path)
+        part.replace(path)
+    except Exception as error:  # libraries raise many types when a disk is full
+        raise UserError(f"{path} cannot be written ({first_line(error)}); make room and repeat the command") from error
+    finally:
+        remove(part)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def git_commit() -> str | None:
+    """Returns the commit of this code, or None if this file does not belong to a git repository."""
+    here = Path(__file__)
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        git = ["git", "-C", str(here.parent)]
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        return subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    return None

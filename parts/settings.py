@@ -1,0 +1,224 @@
+"""Groups records into settings and rows, and finds the rows that may be compared.
+
+A setting is everything that CE and CE + SCL must share to be compared: task, shots, encoder, noise, batch size and
+every other flag. A row is one method of a setting, with its learning rates and number of steps. The records of a row
+differ only in their seeds.
+"""
+
+import itertools
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from parts.errors import UserError, explain_errors
+from parts.records import ARM_AND_SEED, base_model, method_name, read_records
+from parts.tasks import TASKS
+
+# A setting is every field of a record except these. So a new flag of finetune.py never mixes two settings.
+RESULTS = ("run", "arm", "ce", "scl", "scl_lowest", "scl_collapsed", "best_step", "validation_accuracy",
+           "validation_accuracies", "test_accuracy", "test_macro_f1", "test_mcc", "test_correct", "seconds")
+ROW = ("lam", "tau", "ce_temperature", "lr", "head_lr", "steps", "eval_every")
+MACHINE = ("device", "cpu_capability", "python", "torch", "transformers", "commit", "data_dir", "processes")
+FROM_SEED_OR_DATA = ("seed", "train_checksum", "validation_checksum", "train_size", "validation_size", "num_texts",
+                     "model")  # `base_model` takes the place of `model`
+NOT_SETTING = {*RESULTS, *ROW, *MACHINE, *FROM_SEED_OR_DATA}
+NOISE = ("noise", "noise_level", "translators")
+CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # lam, tau and ce_temperature: the first fields of ROW
+
+TEXTS = ("task", "model", "pooling", "precision", "train_checksum", "validation_checksum", "test_checksum")
+LIMITS = {"lam": (0, 1), "lr": (0, 1e9), "head_lr": (0, 1e9), "steps": (1, 1e9), "eval_every": (1, 1e9),
+          "seed": (0, 1e15), "max_length": (1, 1e9), "test_size": (1, 1e9)}  # possible values of needed numbers
+RESULT_LIMITS = {"validation_accuracy": (0, 1), "test_accuracy": (0, 1), "seconds": (0, 1e9)}
+
+Row = dict[int, dict]  # the records of a row, by seed
+Settings = dict[tuple, dict[tuple, Row]]  # setting -> values of ROW -> row
+
+# Test accuracies in the paper: CE, and CE + SCL with the best of 24 (lam, tau). The keys are task, shots and the
+# temperature of back-translation. Tables 2 and 3; Table 5 for the whole training set; then the transfer from SST-2.
+PAPER = {
+    ("sst2", "20", None): (85.9, 88.1), ("qnli", "20", None): (65.0, 75.7), ("mnli", "20", None): (39.3, 42.7),
+    ("sst2", "100", None): (91.1, 92.8), ("qnli", "100", None): (81.9, 82.5), ("mnli", "100", None): (59.2, 61.1),
+    ("sst2", "1000", None): (94.0, 94.1), ("qnli", "1000", None): (89.2, 89.8), ("mnli", "1000", None): (81.4, 81.5),
+    ("sst2", "100", 0.3): (92.0, 92.6), ("qnli", "100", 0.3): (81.1, 82.7), ("mnli", "100", 0.3): (54.0, 61.2),
+    ("sst2", "100", 0.5): (91.4, 91.5), ("qnli", "100", 0.5): (80.0, 81.9), ("mnli", "100", 0.5): (55.3, 62.1),
+    ("sst2", "100", 0.7): (91.7, 91.2), ("qnli", "100", 0.7): (78.9, 81.3), ("mnli", "100", 0.7): (54.6, 62.3),
+    ("sst2", "100", 0.9): (90.0, 91.5), ("qnli", "100", 0.9): (75.9, 80.1), ("mnli", "100", 0.9): (47.0, 53.0),
+    ("sst2", "all", None): (96.0, 96.3), ("qnli", "all", None): (90.4, 93.9), ("mnli", "all", None): (88.4, 88.6),
+    ("cola", "all", None): (86.0, 86.1), ("mrpc", "all", None): (86.4, 89.5), ("rte", "all", None): (85.5, 85.7),
+    ("amazon_polarity", "20 a class", None): (87.4, 90.3), ("yelp_polarity", "20 a class", None): (90.8, 91.2),
+}  # fmt: skip
+
+
+def read_settings(files: list[str]) -> Settings:
+    """Reads the records of all files. A run that is in two files counts once; two results for one seed are refused."""
+    settings: Settings = {}
+    for file in files:
+        file = os.path.join(file, "results.jsonl") if os.path.isdir(file) else file
+        if not os.path.isfile(file):
+            raise UserError(f"argument RESULTS.jsonl: no file {file}; finetune.py writes OUT/results.jsonl")
+        for record in read_records(Path(file)):
+            source = f"run {record['run'][:100]} in {file}"
+            record = complete(record, "RESULTS.jsonl", source, LIMITS | RESULT_LIMITS) | {"file": file}
+            row = settings.setdefault(record["setting"], {}).setdefault(record["row"], {})
+            other = row.setdefault(record["seed"], record)
+            if any(other[name] != record[name] for name in ("run", "test_accuracy")):
+                raise UserError(f"argument RESULTS.jsonl: {describe(record)} has seed {record['seed']} twice, "
+                                f"{other['run']} (in {other['file']}) and {record['run']} (in {file}); keep one")
+    if not settings:
+        raise UserError(f"argument RESULTS.jsonl: no record in {', '.join(files)}")
+    return settings
+
+
+def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> dict:
+    """Checks a record and adds what follows from its fields: setting, method, N, the paper's gain, right answers."""
+    with explain_errors(flag, source, "a record that finetune.py wrote"):
+        check(record, limits)
+        arm = ARM_AND_SEED.match(record["run"])  # old records lack arm and base_model
+        record = {"arm": arm[1] if arm else record["run"], "base_model": base_model(record["model"])} | record
+        record = dict.fromkeys(("shots", "shots_per_class", "tau", "ce_temperature", "data_dir", *NOISE)) | record
+        named = {name: json.dumps(value) for name, value in record.items() if value and name not in NOT_SETTING}
+        per_class = record["shots_per_class"]
+        record["size"] = f"{per_class} a class" if per_class else str(record["shots"] or "all")
+        record["setting"] = tuple(sorted(named.items()))
+        record["row"] = tuple(map(record.get, ROW))
+        hash(record["row"])  # a list is not hashable and has no place there
+        record["method"] = method_name(record)
+        record["papers_gain"] = papers_gain(record)
+        record["noise_text"] = f"{record['noise']} {record['noise_level']:g}" if record["noise"] else ""
+        if "test_correct" in record:  # a bit for each test example, in hexadecimal
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(record["test_correct"]), np.uint8))
+            record["correct"] = bits[: record["test_size"]].reshape(record["test_size"]).astype(int)
+        return record
+
+
+def check(record: dict, limits: dict[str, tuple]) -> None:
+    """Raises ValueError if the record lacks a needed field or if a field has an impossible value."""
+    for name in (*TEXTS, *limits):
+        value, (low, high) = record.get(name), limits.get(name, (0, 0))
+        is_number = isinstance(value, int | float) and low <= value <= high
+        if not (isinstance(value, str) if name in TEXTS else is_number):
+            raise ValueError(f"{name} is {value!r}" if name in record else f"it has no {name}")
+    if (record["lam"] == 0) != (record.get("tau") is None):
+        raise ValueError(f"lam is {record['lam']} and tau is {record.get('tau')}")
+
+
+def shown(record: dict) -> dict:
+    """Returns the record as tables show it: the last name of folders, and no values that follow from other fields."""
+    usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
+    derived = {name: None for name, value in usual.items() if record[name] == value}
+    folders = {"model": Path(record["base_model"]).name or record["base_model"],
+               "task": record["task"] if record["task"] in TASKS else Path(record["task"]).name or record["task"]}
+    lists = {name: " ".join(map(str, value)) for name, value in record.items() if isinstance(value, list)}
+    return record | derived | lists | folders
+
+
+def compared_fields(records: list[dict]) -> list[str]:
+    """Returns the fields that a table names: those of the settings, then learning rates and steps."""
+    names = dict.fromkeys(name for record in records for name in record if name in dict(record["setting"]))
+    unnamed = ("task", "shots", "shots_per_class", "base_model", "test_checksum", "test_size")
+    return ["model", *(name for name in names if name not in unnamed), *ROW[3:]]
+
+
+def papers_gain(record: dict) -> float | None:
+    """Returns CE + SCL minus CE in the paper, in points, if the paper has this method and setting."""
+    is_its_method = tuple(record[name] for name in ROW[:3]) == CE_SCL
+    is_like_it = record.get("batch_size") == 16 and record["noise"] in (None, "backtranslation")
+    is_from_sst2 = is_transfer(record) and Path(record["base_model"]).name.startswith("sst2-")
+    if not is_its_method or not is_like_it or is_from_sst2 != bool(record["shots_per_class"]):
+        return None
+    ce, ce_scl = PAPER.get((record["task"], record["size"], record["noise_level"]), (None, None))
+    return ce and ce_scl - ce
+
+
+def is_transfer(record: dict) -> bool:
+    """Returns whether the run started from a checkpoint of this project."""
+    return record["base_model"] != record["model"].rstrip("/")
+
+
+def describe(record: dict) -> str:
+    return f"{record['task']}, N = {record['size']}, {record['method']}"
+
+
+def first(row: Row) -> dict:
+    """Returns one record of a row. It stands for the row where only setting and method matter."""
+    return next(iter(row.values()))
+
+
+def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
+    """Returns the row of a method with the learning rates and steps of the record, otherwise its only row or {}.
+
+    With lam = 1 the classifier is trained alone afterwards, so its learning rate has no counterpart in other methods.
+    """
+    names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
+    candidates = [row for key, row in rows.items() if key[:3] == method]
+    for same in ([*names, "eval_every"], names, []):
+        matching = [row for row in candidates if all(first(row)[name] == record[name] for name in same)]
+        if len(matching) == 1:
+            return matching[0]
+    return {}
+
+
+def values(row: Row, name: str) -> np.ndarray:
+    return np.array([record[name] for record in row.values()])
+
+
+def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
+    """Returns row minus other for every seed that both have. Checks that both used the same data in these splits."""
+    seeds = [seed for seed in sorted(row) if seed in other]
+    for seed, split in itertools.product(seeds, splits):
+        if other[seed][f"{split}_checksum"] != row[seed][f"{split}_checksum"]:
+            raise UserError(f"argument RESULTS.jsonl: {other[seed]['method']} and {row[seed]['method']} have different "
+                            f"{split} sets at seed {seed}: {other[seed]['run']} and {row[seed]['run']}")
+    return {seed: row[seed][measure] - other[seed][measure] for seed in seeds}
+
+
+def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
+    """Returns each row of CE + SCL (0.9, 0.3) with its row of CE.
+
+    If CE has several rows and none has the same learning rates and steps, the only row in the same file is used.
+    """
+    effects = []
+    for rows in read_settings(files).values():
+        for row in (row for key, row in rows.items() if key[:3] == CE_SCL):
+            in_file = {key: other for key, other in rows.items() if first(other)["file"] == first(row)["file"]}
+            ce = matching_row(rows, CE, first(row)) or matching_row(in_file, CE, first(row))
+            if paired_differences(row, ce, "train", "validation", "test"):
+                effects.append((row, ce))
+    if not effects:
+        raise UserError("argument RESULTS.jsonl: no seed has both --lam 0 and --lam 0.9 --tau 0.3")
+    return effects
+
+
+def read_grid(files: list[str]) -> tuple[dict[tuple, Row], Row]:
+    """Returns the cells, (lam, tau) -> row, and the row of CE. All have one setting, and cells have the same seeds."""
+    settings = read_settings(files)
+    first_setting, *others = settings
+    for other in others:
+        name, _ = min(set(first_setting) ^ set(other))
+        found = " and ".join(dict(setting).get(name, "null") for setting in (first_setting, other))
+        raise UserError(f"argument RESULTS.jsonl: a grid needs one setting, but {name} is {found}")
+
+    rows = settings[first_setting]
+    cells: dict[tuple, Row] = {}
+    for row in (row for key, row in rows.items() if key[0]):
+        record = first(row)
+        usual = first(next(iter(cells.values()), row))
+        for name in ("lr", "steps", "eval_every"):
+            if record[name] != usual[name]:
+                raise UserError(f"argument RESULTS.jsonl: {describe(record)} has {name} {record[name]}, "
+                                f"{usual['method']} has {usual[name]}; a grid needs one {name}")
+        if cells.setdefault((record["lam"], record["tau"]), row) is not row:
+            raise UserError(f"argument RESULTS.jsonl: {describe(record)} has several values of head_lr; choose one")
+    if not cells:
+        raise UserError("argument RESULTS.jsonl: no run with --lam above 0 to draw")
+
+    seeds = set().union(*cells.values())
+    for row in cells.values():
+        if missing := seeds - set(row):
+            raise UserError(f"argument RESULTS.jsonl: {describe(first(row))} lacks seed {min(missing)}, which another "
+                            "cell has; run what is missing")
+    ce = matching_row(rows, CE, first(min(cells.values(), key=lambda row: first(row)["lam"])))
+    return cells, {seed: ce[seed] for seed in seeds} if seeds <= set(ce) else {}

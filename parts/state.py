@@ -1,0 +1,110 @@
+"""The state of a training run: everything that changes from one step to the next, and the file that stores it."""
+
+import glob
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from parts.errors import explain_errors
+from parts.model import Model
+from parts.ranks import any_rank, world_size
+from parts.records import atomic_write
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite. This run stops; a sweep continues with its next run."""
+
+
+class Training:
+    """A model in training, with its optimiser, its learning rate schedule and the results so far."""
+
+    def __init__(self, model: Model, config: dict, classifier_only: bool = False):
+        self.model, self.config, self.classifier_only = model, config, classifier_only
+        self.device = model.backbone.device
+        self.lam, self.tau = (0.0 if classifier_only else config["lam"]), config["tau"]
+        self.optimizer = make_optimizer(model, config, classifier_only)
+        warmup_steps = min(round(config["warmup_ratio"] * config["steps"]), config["steps"] - 1)
+        self.schedule = transformers.get_linear_schedule_with_warmup(self.optimizer, warmup_steps, config["steps"])
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
+        self.network = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
+        if config["compile"]:
+            self.network = torch.compile(self.network, dynamic=True)
+        self.step = 0  # the current step, counted from 1
+        self.losses: list[dict[str, Tensor]] = []  # one entry per step since the last validation
+        self.best_weights: dict[str, Tensor] = {}
+        self.result: dict = {"best_step": None, "validation_accuracy": None, "validation_accuracies": []}
+        self.started = time.perf_counter()
+
+    def mean_losses(self) -> dict[str, float]:
+        """Returns the mean losses since the last validation. This call waits for the device."""
+        sums = {name: sum(losses[name] for losses in self.losses) for name in self.losses[0]}
+        means = torch.stack([total / len(self.losses) for total in sums.values()]).tolist()  # one transfer for all
+        return dict(zip(sums, means, strict=True))
+
+    def record_accuracy(self, accuracy: float) -> None:
+        """Notes the validation accuracy of the current step. Keeps the weights if no earlier accuracy is higher."""
+        self.result["validation_accuracies"].append([self.step, accuracy])
+        if not self.best_weights or accuracy >= self.result["validation_accuracy"]:
+            self.result |= {"best_step": self.step, "validation_accuracy": accuracy}
+            self.best_weights = {name: weight.cpu().clone() for name, weight in self.model.state_dict().items()}
+
+    def restore_best(self) -> None:
+        """Loads the weights with the best validation accuracy into the model, if there was a validation."""
+        if self.best_weights:
+            self.model.load_state_dict(self.best_weights)
+
+    def save(self, file: Path) -> None:
+        modules = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule", "scaler")}
+        plain = {name: getattr(self, name) for name in ("classifier_only", "step", "losses", "result", "best_weights")}
+        seconds = time.perf_counter() - self.started
+        with atomic_write(file) as part, open(part, "wb") as opened:
+            torch.save({"modules": modules, "plain": plain, "seconds": seconds}, opened)
+
+    @classmethod
+    def start_or_resume(cls, config: dict, model: Model, state: Path) -> "Training":
+        """Returns the saved state of this run, or a new start. Reports saved states of other settings."""
+        if any_rank(state.is_file(), model.backbone.device):
+            training = cls.load(state, model, config)
+            print(f"resuming after step {training.step}, from {state}")
+            return training
+        same_arm_and_seed = glob.escape(str(state.parent / f"{config['arm']}-seed{config['seed']}-"))
+        for other in glob.glob(f"{same_arm_and_seed}*.state.pt"):
+            print(f"note: {other} is the saved state of another setting; this run starts at step 1", file=sys.stderr)
+        return cls(model, config)
+
+    @classmethod
+    def load(cls, file: Path, model: Model, config: dict) -> "Training":
+        """Restores the state that `save` has written. Checks the file's checksums first."""
+        with explain_errors("--save-every", file, "the saved state of this run; delete the file to start again"):
+            if damaged := zipfile.ZipFile(file).testzip():
+                raise ValueError(f"{damaged} is damaged")
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+            training = cls(model, config, saved["plain"]["classifier_only"])
+            for name, values in saved["modules"].items():
+                getattr(training, name).load_state_dict(values)
+            vars(training).update(saved["plain"], started=training.started - saved["seconds"])
+            training.losses = [{name: loss.to(training.device) for name, loss in losses.items()}
+                               for losses in training.losses]
+        return training
+
+
+def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.optim.Optimizer:
+    """Returns AdamW with fairseq's settings for GLUE. The classifier has its own learning rate.
+
+    Biases and layer norms have no weight decay. With lam = 1 SCL does not train the classifier, so the classifier has
+    no weight decay until its own stage. In that stage the encoder is frozen.
+    """
+    classifier, groups = model.classifier_names(), dict[tuple[float, float], dict]()
+    for name, parameter in model.named_parameters():
+        if classifier_only and name not in classifier:
+            parameter.requires_grad_(False)
+        lr = config["head_lr" if name in classifier else "lr"]
+        is_untrained = name in classifier and config["lam"] == 1 and not classifier_only
+        decay = 0.0 if is_untrained or parameter.ndim == 1 else config["weight_decay"]
+        groups.setdefault((lr, decay), {"lr": lr, "weight_decay": decay, "params": []})["params"].append(parameter)
+    return torch.optim.AdamW(groups.values(), betas=(0.9, 0.98), eps=1e-6, fused=True)

@@ -1,0 +1,234 @@
+"""Loads the tasks: files in GLUE's layout, folders of the user, and data sets of the hub.
+
+    data = load_data("sst2", "glue", few_shot=True)
+"""
+
+import contextlib
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from parts.data import Data, Split, demo_data, separate
+from parts.errors import UserError, connect_hub, explain_errors, one_line
+from parts.files import FORMATS, Table, decode, read_table
+
+
+class Task(NamedTuple):
+    """A classification task: its data set on the hub, and its folder in GLUE's layout."""
+
+    folder: str
+    config: str | None  # on the hub
+    hub_text: tuple[str, ...]  # text columns on the hub
+    labels: tuple[str, ...]  # in the order of the class numbers
+    text: tuple[str, ...] = ()  # text columns of the local files, if they differ from the hub's
+    label: str = "label"
+    test: str = "dev"  # the local file; GLUE hides the labels of its test set, so the validation set is used
+    header: tuple[str, ...] | None = None  # the columns of a local file that has no header
+    hub: str = "nyu-mll/glue"
+
+
+SENTENCE, PAIR, POLARITY = ("sentence",), ("sentence1", "sentence2"), ("negative", "positive")
+ENTAILMENT, NLI = ("entailment", "not_entailment"), ("entailment", "neutral", "contradiction")
+TASKS = {
+    "sst2": Task("SST-2", "sst2", SENTENCE, POLARITY),
+    "cola": Task("CoLA", "cola", SENTENCE, ("unacceptable", "acceptable"),
+                 header=("source", "label", "mark", "sentence")),
+    "mrpc": Task("MRPC", "mrpc", PAIR, ("not_equivalent", "equivalent"), ("#1 String", "#2 String"), "Quality"),
+    "rte": Task("RTE", "rte", PAIR, ENTAILMENT),
+    "qnli": Task("QNLI", "qnli", ("question", "sentence"), ENTAILMENT),
+    "mnli": Task("MNLI", "mnli", ("premise", "hypothesis"), NLI, PAIR, "gold_label", "dev_matched"),
+    "qqp": Task("QQP", "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), label="is_duplicate"),
+    "wnli": Task("WNLI", "wnli", PAIR, ("not_entailment", "entailment")),
+    "amazon_polarity": Task("AmazonPolarity", None, ("content",), POLARITY, ("text",), test="test",
+                            hub="fancyzhx/amazon_polarity"),
+    "yelp_polarity": Task("YelpPolarity", None, ("text",), POLARITY, test="test", hub="fancyzhx/yelp_polarity"),
+}
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
+    """Loads a task. No text of one split is in another split.
+
+    With few shots, the official validation set of GLUE is divided once, with a fixed seed: half is the test set, and at
+    most 500 examples of the other half are the validation set. With all of train, the whole set is the test set.
+    The test set of Amazon and Yelp is 10,000 examples of the official one.
+    """
+    if task == "demo":
+        return demo_data()
+    flag, spec = "--data-dir" if data_dir else "--task", TASKS.get(task)
+    files = find_files(task, data_dir)
+    with explain_errors(flag, spec.hub if spec else task, "a data set of the hub or files in GLUE's layout",
+                        without_hub="give --data-dir with the files in GLUE's layout"):
+        if spec is None:
+            splits, label_names = read_folder(Path(task), files)
+        else:
+            splits = {name: read_glue(file, spec) for name, file in files.items()} or load_hub(spec)
+            label_names = spec.labels
+        train, validation, test = splits["train"], splits.get("validation"), splits["test"]
+        if spec and spec.test == "test":
+            test = test.draw(10_000)
+        elif spec and few_shot:
+            official, test = test, test.draw(len(test) // 2)
+            validation = official.without(test).draw(500)
+        return Data(*separate(train, validation, test, few_shot), label_names)
+
+
+# ------------------------------------------------------------ find the files
+
+
+def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
+    """Returns the local file of each split. The dictionary is empty for the demo and for a data set of the hub."""
+    if task.lower().replace("-", "") == "stsb":
+        raise UserError(f"argument --task: {task} is regression, and SCL needs classes; mrpc and qqp are similar tasks")
+    if data_dir and task not in TASKS:
+        raise UserError(f"argument --data-dir: needs a task of {', '.join(TASKS)}, got --task {task}")
+    if data_dir:
+        folder = Path(data_dir, TASKS[task].folder)
+        files = {"train": folder / "train.tsv", "test": folder / f"{TASKS[task].test}.tsv"}
+        for file in files.values():
+            if not file.is_file():
+                raise UserError(f"argument --data-dir: no file {file}; expected GLUE's layout, DIR/SST-2/train.tsv")
+        return files
+    if task == "demo" or task in TASKS:
+        return {}
+    if not Path(task).is_dir():
+        raise UserError(f"argument --task: {task} is neither a folder nor one of demo, {', '.join(TASKS)}")
+    files = {split: find_split(Path(task), split) for split in SPLIT_NAMES}
+    return {split: file for split, file in files.items() if file}
+
+
+def find_split(folder: Path, split: str) -> Path | None:
+    """Returns the file of a split in a folder of the user. Only the validation set may be missing."""
+    named = sorted(path for path in folder.iterdir() if path.name.split(".")[0].lower() in SPLIT_NAMES[split])
+    found = [path for path in named if path.suffix.lower() in FORMATS and path.is_file()]
+    if len(found) > 1:
+        raise UserError(f"argument --task: {found[0]} and {found[1].name} are both {split} files; keep one")
+    if not found and (named or split != "validation"):
+        others = one_line(", ".join(path.name for path in named or sorted(folder.iterdir())), 100) or "nothing"
+        formats = ", ".join(f"{split}{suffix}" for suffix in FORMATS)
+        expected = f"expected {formats} with the columns text and label (jsonl: one JSON object per line)"
+        hint = other_layout(folder) or expected
+        raise UserError(f"argument --task: {folder} has no {split} file (found: {others}); {hint}")
+    return found[0] if found else None
+
+
+def other_layout(folder: Path) -> str | None:
+    """Returns what to do with a folder that `save_to_disk` wrote or that has GLUE's layout."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+        return "save_to_disk wrote this folder; write each split with to_parquet, for example to train.parquet"
+    for name, task in TASKS.items():
+        if (folder / task.folder).is_dir():
+            return f"for a folder in GLUE's layout give --task {name} --data-dir {folder}"
+        if folder.resolve().name == task.folder:
+            return f"for a folder of GLUE give --task {name} --data-dir {folder.parent}"
+    return None
+
+
+# ------------------------------------------------------------ read examples
+
+
+def read_glue(file: Path, task: Task) -> Split:
+    """Reads a file of GLUE. Skips incomplete lines, as the copy on the hub does, and prints how many it skips."""
+    names = (*(task.text or task.hub_text), task.label)
+    table = read_table(file, names, task.header)
+    *texts, labels = (table.columns[name] for name in names)
+    rows = zip(table.numbers, zip(*texts, strict=True), map(str.strip, labels), strict=True)
+    rows = [(number, texts, label) for number, texts, label in rows if label]
+    if skipped := len(labels) + len(table.torn) - len(rows):
+        lines = skipped + len(rows)
+        print(f"note: skipped in {file}: {skipped} of {lines} lines, because they are incomplete", file=sys.stderr)
+    classes = {str(number): number for number in range(len(task.labels))}  # GLUE writes a number or a name
+    return to_split(file, rows, classes | {name: number for number, name in enumerate(task.labels)})
+
+
+def read_folder(folder: Path, files: dict[str, Path]) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Reads the splits in a folder of the user. The classes are the labels in the training file."""
+    data_files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (*FORMATS, ".json", ".gz")]
+    if unread := [path.name for path in data_files if path not in files.values()]:
+        print(f"note: not read from {folder}: {one_line(', '.join(unread), 100)}", file=sys.stderr)
+    rows, has_pair = {}, {}
+    for split, file in files.items():
+        table = read_own(file, ("text", "label"), other_layout(folder))
+        labels = map(str.strip, table.columns.pop("label"))
+        rows[split] = list(zip(table.numbers, zip(*table.columns.values(), strict=True), labels, strict=True))
+        has_pair["text_pair" in table.columns] = file
+    if len(has_pair) > 1:
+        raise UserError(f"{has_pair[True]} has a column text_pair, but {has_pair[False]} has none; expected it in both")
+    names = sorted({label for _, _, label in rows["train"]})
+    with contextlib.suppress(ValueError):  # not all names are whole numbers
+        names.sort(key=int)
+    if len(names) == 1:
+        raise UserError(f"{files['train']} has only the label {one_line(names[0], 60)}; expected two or more classes")
+    classes = {name: number for number, name in enumerate(names)}
+    return {split: to_split(file, rows[split], classes) for split, file in files.items()}, tuple(names)
+
+
+def read_own(file: Path, needed: tuple[str, ...], hint: str | None = None) -> Table:
+    """Reads a file of the user, in which no value may be missing. Prints which columns it does not read."""
+    table = read_table(file, needed, hint=hint)
+    if unread := [name or "(no name)" for name in table.names if name not in table.columns]:
+        names = one_line(", ".join(unread), 100)
+        print(f"note: not read from {file}: {names} (the second text of a pair is text_pair)", file=sys.stderr)
+    for row in table.torn:
+        hint = "quote texts with commas" if file.suffix.lower() == ".csv" else "remove tabs from texts"
+        raise UserError(f"{file}, row {row.number}: the number of fields is {row.actual_columns}, but the header has "
+                        f"{row.expected_columns} columns; {hint}, or correct the header")
+    for name, values in table.columns.items():
+        for number, value in zip(table.numbers, values, strict=True):
+            if not value or not value.strip():
+                raise UserError(f"{file}, row {number} has no {name}")
+    for number, row in zip(table.numbers, zip(*table.columns.values(), strict=True), strict=True):
+        if row == tuple(table.columns):
+            raise UserError(f"{file}, row {number} is the header again; delete the row")
+    return table
+
+
+def to_split(file: Path, rows: list[tuple[int, tuple[str, ...], str]], classes: dict[str, int]) -> Split:
+    """Replaces the label of each row by the number of its class."""
+    if not rows:
+        raise UserError(f"{file} has no rows")
+    for number, _, label in rows:
+        if label not in classes:
+            names = one_line(", ".join(classes), 100)
+            raise UserError(f"{file}, row {number}: the label {one_line(label, 60)} is not one of the classes {names}")
+    return Split([texts for _, texts, _ in rows], np.array([classes[label] for _, _, label in rows]))
+
+
+def read_texts(file: str | Path) -> list[tuple[str, ...]]:
+    """Reads texts without labels. A file that is not a table has one text per line, or two with a tab between them."""
+    file = Path(file)
+    if file.suffix.lower() in FORMATS:
+        rows = list(zip(*read_own(file, ("text",)).columns.values(), strict=True))
+    else:
+        lines = re.sub("\r\n|\r", "\n", decode(file)).removesuffix("\n").split("\n")
+        rows = [tuple(line.split("\t")) for line in lines if line.strip()]
+        if blank := len(lines) - len(rows):
+            print(f"note: skipped in {file}: {blank} blank line(s)", file=sys.stderr)
+    if not rows:
+        raise UserError(f"{file} has no texts; expected one per line")
+    for row in rows:
+        if len(row) > 2 or len(row) != len(rows[0]):
+            line = one_line(" ".join(row), 60)
+            raise UserError(f"{file}: the line {line} has {len(row) - 1} tab(s); expected none, or one in each line "
+                            "between the two texts of a pair")
+    return rows
+
+
+# ------------------------------------------------------------ the hub
+
+
+def load_hub(task: Task) -> dict[str, Split]:
+    connect_hub()
+    import datasets  # after connect_hub, because the import reads whether the hub is offline
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    splits = {}
+    for split, name in (("train", "train"), ("test", task.test.replace("dev", "validation"))):
+        part = datasets.load_dataset(task.hub, task.config, split=name)
+        texts = zip(*(part[column][:] for column in task.hub_text), strict=True)
+        splits[split] = Split(list(texts), np.array(part["label"][:]))
+    return splits

@@ -1,0 +1,78 @@
+"""Prints the table "What to use" of README.md from the committed records.
+
+    python results/decision.py
+
+A row is an encoder, a data set and a number of examples. Each method has the learning rates with the best mean
+validation accuracy. All methods of a row have the same seeds, so the same training and test examples.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from parts.records import read_records  # noqa: E402
+from parts.settings import paired_differences, read_settings, shown, values  # noqa: E402
+from parts.statistics import difference, t_interval  # noqa: E402
+from parts.tasks import TASKS  # noqa: E402
+
+FILES = ("base-head-lr.jsonl", "base.jsonl", "base-trec6.jsonl", "base-qnli/results.jsonl", "few-shot.jsonl",
+         "few-shot-cls.jsonl", "trec6.jsonl")
+FROZEN, SETFIT = "logistic regression, mean", "SetFit"
+CLASSES = {"TREC6": 6} | {name: len(task.labels) for name, task in TASKS.items()}
+FEWEST = 5  # pairs for advice, and seeds for a row that competes with longer ones
+
+
+def best_row(rows: list[dict]) -> dict:
+    """Returns the row with the best mean validation accuracy. Ignores short rows if there are longer ones."""
+    long_enough = [row for row in rows if len(row) >= FEWEST] or rows
+    return max(long_enough, key=lambda row: values(row, "validation_accuracy").mean())
+
+
+def read_methods() -> dict[tuple, dict[str, dict]]:
+    """Returns the best row of every method for each (encoder, task, shots)."""
+    found: dict[tuple, dict[str, list]] = {}
+    for setting in read_settings([str(HERE / name) for name in FILES if (HERE / name).exists()]).values():
+        for row in setting.values():
+            record = shown(next(iter(row.values())))
+            if record["lam"] in (0, 0.9) and not record["ce_temperature"]:
+                key = record["model"], record["task"], record["size"]
+                found.setdefault(key, {}).setdefault("CE + SCL" if record["lam"] else "CE", []).append(row)
+    methods = {key: {name: best_row(rows) for name, rows in of_key.items()} for key, of_key in found.items()}
+    for record in read_records(HERE / "baselines" / "results.jsonl"):
+        key = record.get("encoder", "all-MiniLM-L6-v2"), record["task"], str(record["shots"])  # old records lack it
+        if key in methods and record["method"] in (FROZEN, SETFIT):
+            methods[key].setdefault(record["method"], {})[record["seed"]] = record
+    return {key: of_key for key, of_key in methods.items() if {"CE", "CE + SCL"} <= set(of_key)}
+
+
+def advice(task: str, best: str, means: dict[str, float], interval: tuple[float, float, float], n: int) -> str:
+    if n < FEWEST:
+        return "These are too few pairs for advice."
+    if max(means.values()) < 1 / CLASSES[task] + 0.05:
+        return "Label more examples: every method is near chance."
+    _, low, high = interval
+    if low > 0:
+        return "Use CE + SCL."
+    return f"Use {best}." if high < 0 else f"Start with {best}; the interval contains 0."
+
+
+def table() -> None:
+    print("| encoder | data set | shots | n | logistic regression | SetFit | CE | CE + SCL | "
+          "CE + SCL minus the best other [95 %] | what to use |\n" + "| --- " * 10 + "|")
+    for (encoder, task, shots), rows in read_methods().items():
+        seeds = sorted(set.intersection(*map(set, rows.values())))
+        rows = {name: {seed: row[seed] for seed in seeds} for name, row in rows.items()}
+        means = {name: np.mean(values(row, "test_accuracy")) for name, row in rows.items()}
+        best = max((name for name in rows if name != "CE + SCL"), key=means.get)
+        interval = t_interval(paired_differences(rows["CE + SCL"], rows[best], "train", "test"))
+        best_name = best.removesuffix(", mean")
+        cells = [f"{100 * means[name]:.1f}" if name in means else "" for name in (FROZEN, SETFIT, "CE", "CE + SCL")]
+        print(f"| {encoder} | {task} | {shots} | {len(seeds)} | {' | '.join(cells)} | {difference(*interval)}, "
+              f"{best_name} | {advice(task, best_name, means, interval, len(seeds))} |")
+
+
+if __name__ == "__main__":
+    table()
