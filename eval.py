@@ -1,8 +1,8 @@
-"""Reports what finetune.py wrote: tables, figures, and predictions of checkpoints.
+"""Reports the results of finetune.py: tables, figures, and predictions of checkpoints.
 
-    python eval.py table runs/results.jsonl [...]            # markdown: every method, paired differences, their mean
-    python eval.py effects results/*.jsonl -o FIG.png        # every paired difference CE + SCL minus CE in one figure
-    python eval.py grid runs/results.jsonl -o FIG.png        # validation accuracy minus CE's over lam and tau
+    python eval.py table runs/results.jsonl [...]            # markdown table of the methods, with paired differences
+    python eval.py effects results/*.jsonl -o FIG.png        # figure of the paired differences, CE + SCL minus CE
+    python eval.py grid runs/results.jsonl -o FIG.png        # figure over lam and tau: validation accuracy minus CE
     python eval.py score runs/RUN [RUN ...] [--task T]       # metrics on the test set, geometry of the features
     python eval.py tsne runs/RUN_CE runs/RUN_SCL -o FIG.png  # Figures 2 and 3 of the paper
     python eval.py predict runs/RUN [FILE]                   # class and probability of each text
@@ -28,16 +28,16 @@ from parts.tasks import TASKS, load_data, read_texts
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     records, picture, device, runs, texts = (Parser(add_help=False) for _ in range(5))
-    records.add_argument("files", nargs="+", metavar="RESULTS.jsonl", help="a file of records, or a folder with one")
-    picture.add_argument("-o", "--output", required=True, metavar="FIG.png", help="file of the figure (.png, .pdf ...)")
-    device.add_argument("--device", help="cpu, cuda or mps (default: the fastest one of this machine)")
+    records.add_argument("files", nargs="+", metavar="RESULTS.jsonl", help="file with records, or the file's folder")
+    picture.add_argument("-o", "--output", required=True, metavar="FIG.png", help="output file (.png, .pdf ...)")
+    device.add_argument("--device", help="cpu, cuda or mps (default: the fastest device of this machine)")
     runs.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint folder")
-    runs.add_argument("--task", help="score on this task instead of the run's own task")
+    runs.add_argument("--task", help="task of the test set (default: the task of the run)")
     runs.add_argument("--data-dir", help="folder with the GLUE files (default: the folder that the run used)")
     texts.add_argument("run", metavar="RUN", help="checkpoint folder")
     texts.add_argument("file", nargs="?", default="/dev/stdin", metavar="FILE",
-                       help=".csv, .tsv, .jsonl or .parquet with the columns text and text_pair; any other file has "
-                            "one text per line, or two separated by a tab (default: standard input)")
+                       help="table (.csv, .tsv, .jsonl, .parquet) with the column text and optionally text_pair, or a "
+                            "file with one text, or two texts separated by a tab, per line (default: standard input)")
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if "output" in args:
         output = Path(args.output)
-        if not os.path.isdir(output.parent):  # False for a name that is too long
+        if not os.path.isdir(output.parent):  # isdir is False for a name that is too long
             raise UserError(f"argument -o: no folder {output.parent}; make it or choose another")
         if not output.suffix:
             raise UserError(f"argument -o: {output} has no ending; expected one such as .png or .pdf")
@@ -132,9 +132,9 @@ def read_checkpoint(folder: str) -> dict:
 
 
 def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None, check: bool = False):
-    """Returns class logits (N, C), in the order of these class names, and features (N, D) of a checkpoint.
+    """Returns class logits (N, C), in the order of the class `names`, and features (N, D) of a checkpoint.
 
-    `check` rejects a tokenizer that knows few words of the texts.
+    With `check`, a tokenizer that knows at most half of the tokens is an error.
     """
     import transformers
 
@@ -160,7 +160,7 @@ def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, devi
 def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the checkpoint's class names in the order of the task's classes.
 
-    Words identify a class. Numbers do not, so the output says which classes were matched by number.
+    Classes are matched by name. If the task has class numbers instead of names, the matched pairs are printed.
     """
     from parts.pretrained import match_classes, saved_classes
 
@@ -179,7 +179,10 @@ def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str
 
 
 def test_set(folder: str, args: argparse.Namespace):
-    """Returns the record of a run; class names, labels, class logits and features of its test set or of --task."""
+    """Evaluates a run on its test set, or on the test set of --task.
+
+    Returns the record of the run, and the class names, labels, class logits and features of the test set.
+    """
     record = read_checkpoint(folder)
     task = args.task or record["task"]
     data_dir = args.data_dir or (record["data_dir"] if task in TASKS else None)
@@ -192,13 +195,13 @@ def test_set(folder: str, args: argparse.Namespace):
     class_logits, features = answer(folder, record, names, data.test, args.device, check=True)
     accuracy, recorded = np.mean(class_logits.argmax(axis=1) == data.test.labels), record.get("test_accuracy")
     if is_its_own and isinstance(recorded, float) and abs(accuracy - recorded) > 1e-9:
-        print(f"{one_line(folder)}: accuracy {accuracy:.4f}, but its record has {recorded:.4f}; the device, a library "
-              "or the weights differ", file=sys.stderr)
+        print(f"{one_line(folder)}: the accuracy is {accuracy:.4f}, but the record has {recorded:.4f}; the device, a "
+              "library or the weights have changed", file=sys.stderr)
     return record | {"task": task}, names, data.test.labels, class_logits, features
 
 
 def test_sets(args: argparse.Namespace) -> tuple[list[tuple], list[str]]:
-    """Returns the test set of every folder, and the fields in which their records differ."""
+    """Returns the result of `test_set` for each run, and the names of the fields in which the records differ."""
     tests = [test_set(folder, args) for folder in args.runs]
     records = [shown(record) for record, *_ in tests]
     return tests, [name for name in compared_fields(records) if len({str(record.get(name)) for record in records}) > 1]
@@ -258,7 +261,7 @@ def predict(args: argparse.Namespace) -> None:
     record = read_checkpoint(args.run)
     with explain_errors("FILE", args.file, "one text per line in UTF-8, or a table with the column text"):
         rows = read_texts(args.file)
-    expected = record.get("num_texts", len(rows[0]))  # old records lack it
+    expected = record.get("num_texts", len(rows[0]))  # old records lack num_texts
     for number, row in enumerate(rows, start=1):
         if len(row) != expected:
             raise UserError(f"argument FILE: {args.file}, text {number}: this model expects {expected} text(s) per "
@@ -284,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the program without a message
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` then ends the program without an error message
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for letters that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # escapes letters that the terminal cannot show
     sys.exit(main())

@@ -5,8 +5,8 @@
     python finetune.py --task sst2 --shots 20 --lam 0 0.9 --seed 0 1 2  # a sweep of six runs, paired by seed
     torchrun --nproc-per-node 8 finetune.py --task mnli --batch-size 256 --micro-batch-size 16 --save-every 500
 
-Each finished run appends one JSON line to OUT/results.jsonl. A single run also leaves a checkpoint in OUT/<run>/; a
-sweep does so with --save. This file has the flags, the training loop `fit`, one run, and the sweep.
+Each finished run appends one JSON line to OUT/results.jsonl. A single run also writes a checkpoint to OUT/<run>/; a
+sweep writes checkpoints only with --save. This file has the flags, the training loop (`fit`), `run` and `sweep`.
 """
 
 import argparse
@@ -32,72 +32,72 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--task", required=True, help=f"{', '.join(TASKS)}; demo; or a folder with train.*, test.* and optionally "
         "validation.* (tsv, csv, jsonl, parquet; columns text, label and optionally text_pair)")
-    add("--data-dir", help="folder in GLUE's layout, DIR/SST-2/train.tsv; the task is read there, not from the hub")
+    add("--data-dir", help="folder with local files in GLUE's layout, such as DIR/SST-2/train.tsv (default: the hub)")
     add = group.add_mutually_exclusive_group().add_argument
     add("--shots", type=COUNT, help="total number of training examples, stratified (default: all)")
     add("--shots-per-class", type=COUNT, help="number of training examples for each class")
     add = group.add_argument
-    add("--noise", choices=("label", "word", "backtranslation"), help="noise in the training examples: wrong labels; "
-        "dropped and swapped words; or three added back-translations of each example (default: no noise)")
-    add("--noise-level", type=NOT_NEGATIVE, help="fraction of the labels or words; for back-translation the sampling "
-        "temperature (no default)")
-    add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two sequence-to-sequence "
-        f"models (default: {' '.join(TRANSLATORS)})")
-    add("--max-length", type=number(int, "[8, inf)"), default=256, help="maximum number of tokens of an example, at "
-        "most the model's limit (default: %(default)s)")
+    add("--noise", choices=("label", "word", "backtranslation"), help="noise in the training examples: wrong labels, "
+        "dropped and swapped words, or three added back-translations of each example (default: no noise)")
+    add("--noise-level", type=NOT_NEGATIVE, help="fraction of noisy labels or words, or the sampling temperature of "
+        "back-translation (no default)")
+    add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two translation models, "
+        f"English to German and German to English (default: {' '.join(TRANSLATORS)})")
+    add("--max-length", type=number(int, "[8, inf)"), default=256, help="maximum number of tokens per example; cannot "
+        "exceed the limit of the model (default: %(default)s)")
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("method (with several values, every combination is run)").add_argument
-    add("--lam", type=FRACTION, nargs="+", default=[0.9], help="weight of SCL in Eq. 1; 0 is cross-entropy alone; 1 is "
-        "SCL alone, then a classifier on frozen features (default: 0.9, the paper's choice for few shots)")
+    add("--lam", type=FRACTION, nargs="+", default=[0.9], help="weight of SCL in Eq. 1. 0: only cross-entropy. 1: only "
+        "SCL, then a classifier on frozen features (default: 0.9, the paper's choice for few shots)")
     add("--tau", type=number(float, "[1e-6, 1e6]"), nargs="+", default=[0.3], help="temperature of SCL (default: 0.3, "
         "the paper's choice for few shots)")
-    add("--lr", type=POSITIVE, nargs="+", default=[None], help="peak learning rate (default: 1e-5, the paper's; demo "
-        "model: 1e-3)")
+    add("--lr", type=POSITIVE, nargs="+", default=[None], help="peak learning rate (default: 1e-5 as in the paper; "
+        "1e-3 for the demo model)")
     add("--seed", type=number(int, "[0, 4294967295]"), nargs="+", default=[0], help="random seed of the k-shot sample, "
         "new weights, batch order and dropout (default: 0)")
-    add("--ce-temperature", type=POSITIVE, metavar="T", help="a control for --lam 0: cross-entropy of a linear "
-        "classifier on l2-normalised features divided by T")
+    add("--ce-temperature", type=POSITIVE, metavar="T", help="control experiment for --lam 0: a linear classifier on "
+        "l2-normalised features divided by T")
 
     add = parser.add_argument_group("model").add_argument
-    add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; for --task demo a tiny random one)")
-    add("--pooling", choices=("cls", "mean"), default="cls", help="cls: features at the first token, with the model's "
-        "own classifier, as in the paper; mean: mean over tokens, with a linear classifier (default: %(default)s)")
+    add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; tiny encoder for --task demo)")
+    add("--pooling", choices=("cls", "mean"), default="cls", help="cls: features of the first token, the model's own "
+        "classifier, as in the paper; mean: features averaged over tokens, linear classifier (default: %(default)s)")
     add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="dropout rate of encoder and classifier (default: "
         "%(default)s)")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("training (defaults: the paper's, otherwise fairseq's for GLUE)")
+    group = parser.add_argument_group("training (defaults from the paper, otherwise from fairseq for GLUE)")
     add = group.add_argument
-    add("--head-lr", type=POSITIVE, help="peak learning rate of the classifier (default: --lr; with --lam 1: 1e-3)")
-    add("--batch-size", type=COUNT, default=16, help="examples that SCL contrasts in a step, over all processes "
-        "(default: %(default)s)")
-    add("--micro-batch-size", type=COUNT, help="examples of a process in memory at once; needs less memory and a "
-        "second forward pass (default: the whole batch)")
+    add("--head-lr", type=POSITIVE, help="peak learning rate of the classifier (default: --lr; 1e-3 if --lam is 1)")
+    add("--batch-size", type=COUNT, default=16, help="number of examples that SCL contrasts per step, summed over all "
+        "processes (default: %(default)s)")
+    add("--micro-batch-size", type=COUNT, help="number of examples that a process holds in memory at once; a small "
+        "value saves memory but costs a second forward pass (default: the whole batch)")
     add = group.add_mutually_exclusive_group().add_argument
     add("--epochs", type=POSITIVE, help="length of training in epochs (default: 10, but at least 200 steps)")
     add("--max-steps", type=COUNT, help="length of training in steps")
     add = group.add_argument
-    add("--eval-every", type=COUNT, help="steps between two validations (default: a tenth of all steps)")
-    add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay of matrices (default: %(default)s)")
-    add("--warmup-ratio", type=FRACTION, default=0.06, help="fraction of the steps with linear warm-up, before linear "
-        "decay (default: %(default)s)")
-    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: a batch has at least two "
-        "examples of each of its classes, for many or rare classes (default: %(default)s)")
+    add("--eval-every", type=COUNT, help="number of steps between two validations (default: a tenth of all steps)")
+    add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay of weight matrices (default: %(default)s)")
+    add("--warmup-ratio", type=FRACTION, default=0.06, help="fraction of the steps with linear warm-up; the other "
+        "steps have linear decay (default: %(default)s)")
+    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: every class in a batch has "
+        "at least two examples, useful for many or rare classes (default: %(default)s)")
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine and output").add_argument
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the encoder; the loss is "
         "always in float32 (default: %(default)s)")
-    add("--compile", action="store_true", help="torch.compile the encoder; worthwhile for long runs")
-    add("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest available)")
+    add("--compile", action="store_true", help="compile the encoder with torch.compile; useful for long runs")
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest available device)")
     add("--out", default="runs", help="folder for records and checkpoints (default: %(default)s)")
-    add("--save", action="store_true", help="also keep the checkpoints of a sweep")
-    add("--save-every", type=COUNT, metavar="S", help="write the whole state every S steps; the same command resumes")
-    add("--dry-run", action="store_true", help="load and check everything, print the first run's setting, and stop")
+    add("--save", action="store_true", help="keep the checkpoint of every run in a sweep")
+    add("--save-every", type=COUNT, metavar="S", help="save the training state every S steps, to resume a stopped run")
+    add("--dry-run", action="store_true", help="load and check data and model, print the first run's setting, and stop")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -108,13 +108,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args = parser.parse_args(argv)
         complete(args)
         return args
-    except (UserError, OSError) as error:  # OSError: a path that cannot be read
+    except (UserError, OSError) as error:  # OSError for a path that cannot be read
         parser.exit(2, f"finetune.py: error: {error}\n")
 
 
 if __name__ == "__main__":
     parse_args()  # a wrong flag ends the program here, before torch is imported
-    with contextlib.suppress(ValueError):  # not in the main thread
+    with contextlib.suppress(ValueError):  # raised outside the main thread
         signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))  # during the imports
 
 import numpy as np
@@ -132,20 +132,20 @@ from parts.ranks import any_rank, autocast, join_ranks, machine_facts, pick_devi
 from parts.state import Diverged, Training
 from scl import gather_batch, scl_bounds, scl_loss
 
-COMMIT = records.git_commit()  # of the code as it was loaded; the repository may change during a long sweep
+COMMIT = records.git_commit()  # read at the start, because the repository may change during a sweep
 
 # ------------------------------------------------------------ the training loop and the functions it calls
 
 
 def fit(training: Training, train: Split, validation: Split, state: Path | None = None,
         save_every: int | None = None) -> None:  # fmt: skip
-    """Trains to the last step, then restores the weights with the best validation accuracy (the later if equal).
+    """Trains for all steps, then restores the weights of the latest step with the best validation accuracy.
 
-    With lam = 1 the classifier is untrained, so there is no validation accuracy, and the last weights stay.
+    With lam = 1, the classifier is untrained, so `fit` measures no validation accuracy and keeps the last weights.
     """
     config, first, last = training.config, training.step + 1, training.config["steps"]
     order = batches(train.labels, config["batch_size"], config["sampler"], config["seed"])
-    order = itertools.islice(order, training.step, None)  # skips the batches of a resumed run
+    order = itertools.islice(order, training.step, None)  # a resumed run skips its finished steps
     bar = tqdm(range(first, last + 1), config["run"], last, initial=first - 1, disable=rank() > 0 or None, leave=False)
     for step in bar:
         training.step = step
@@ -165,9 +165,9 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
         training.scaler.update()
         training.schedule.step()
         training.optimizer.zero_grad()
-        training.losses.append({name: loss.detach() for name, loss in losses.items()})  # stays on the device
+        training.losses.append({name: loss.detach() for name, loss in losses.items()})  # losses stay on the device
 
-        # validate and save when due
+        # validate, and save the training state
         if step % config["eval_every"] == 0 or step == last:
             bar.write(validate(training, validation))
         if save_every and step % save_every == 0 and rank() == 0:
@@ -176,9 +176,9 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
 
 
 def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[np.ndarray]:
-    """Yields the indices of one batch after another, without end. Each epoch has a new order.
+    """Yields the indices of the examples of each batch, without end. Each epoch has a new random order.
 
-    A short last batch is dropped, unless it is the only batch of the epoch.
+    Drops a short last batch, unless the epoch has no other batch.
     """
     rng = np.random.default_rng(seed)
     n, size = len(labels), min(size, len(labels))
@@ -188,7 +188,7 @@ def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[
         for start in range(0, n - size + 1, size):
             if sampler == "shuffled":
                 yield order[start : start + size]
-            else:  # two examples of as many classes as fit, and random examples for the other places
+            else:  # two examples of each chosen class, then random examples until the batch is full
                 chosen = [members[i] for i in rng.permutation(len(members))[: max(size // 2, 1)]]
                 pairs = np.concatenate([rng.choice(rows, min(2, len(rows)), replace=False) for rows in chosen])
                 others = rng.choice(n, min(2 * size, n), replace=False)
@@ -198,8 +198,8 @@ def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[
 def forward(training: Training, texts: list[tuple[str, ...]], piece: int = 0) -> tuple[Tensor, Tensor]:
     """Returns class logits (B, C) and features (B, D).
 
-    The dropout mask is a function of seed, step, rank and piece. A second forward pass of the same texts and a resumed
-    run therefore use the same mask.
+    Seed, step, rank and number of the piece determine the dropout mask. Therefore a second forward pass has the same
+    dropout mask as the first, and a resumed run has the same dropout masks as an uninterrupted run.
     """
     key = np.random.SeedSequence((training.config["seed"], training.step, rank(), piece))
     tokens = training.model.tokenize(texts)
@@ -209,7 +209,7 @@ def forward(training: Training, texts: list[tuple[str, ...]], piece: int = 0) ->
 
 
 def objective(training: Training, class_logits: Tensor, features: Tensor, labels: np.ndarray) -> dict[str, Tensor]:
-    """Returns Eq. 1 on the batch of all ranks, and its parts. `ce_scl_loss` in scl.py computes the same loss."""
+    """Returns Eq. 1 and its terms for the batch of all ranks. `ce_scl_loss` in scl.py computes the same loss."""
     own = class_logits.float(), features.float(), torch.from_numpy(labels).to(training.device)
     class_logits, features, targets = gather_batch(*own)
     ce = F.cross_entropy(class_logits, targets)  # Eq. 2
@@ -224,10 +224,10 @@ def objective(training: Training, class_logits: Tensor, features: Tensor, labels
 def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Tensor]:
     """Computes the exact gradient of Eq. 1 for a batch that does not fit into memory (--micro-batch-size).
 
-    This is gradient caching (Gao et al., 2021, arXiv 2101.06983). The batch is divided into pieces. A first forward
-    pass without a graph computes the class logits and features of all pieces. The loss of the whole batch gives their
-    gradients. A second forward pass, piece by piece, passes these gradients on to the parameters. Plain gradient
-    accumulation would be wrong, because each piece would be contrasted only with itself.
+    Gradient caching (Gao et al., 2021, arXiv 2101.06983) divides the batch into pieces. The first forward pass computes
+    the class logits and features of all pieces without a graph. The loss of the whole batch gives the gradients of the
+    class logits and features. The second forward pass backpropagates these gradients to the parameters, piece by piece.
+    Plain gradient accumulation would be wrong, because SCL would contrast only examples of the same piece.
     """
     pieces = [batch.texts[start : start + size] for start in range(0, len(batch), size)]
     with torch.no_grad():
@@ -237,7 +237,7 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
     gradients = torch.autograd.grad(training.scaler.scale(losses["loss"]), whole_batch, materialize_grads=True)
     cached = zip(*(gradient.split(size) for gradient in gradients), strict=True)
     for i, (texts, piece_gradients) in enumerate(zip(pieces, cached, strict=True)):
-        # DistributedDataParallel must average over the ranks only once, with the last piece.
+        # DistributedDataParallel must average the gradients over the ranks only once, with the last piece.
         wait = world_size() > 1 and i + 1 < len(pieces)
         with training.network.no_sync() if wait else contextlib.nullcontext():
             outputs = forward(training, texts, i)
@@ -247,7 +247,7 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
 
 
 def validate(training: Training, validation: Split) -> str:
-    """Reads the losses since the last validation, computes the validation accuracy, and returns a line to print."""
+    """Averages the losses since the last validation, computes the validation accuracy, and returns a line to print."""
     losses = training.mean_losses()
     if not math.isfinite(losses.pop("loss")):
         raise Diverged("the loss is not finite")
@@ -257,11 +257,11 @@ def validate(training: Training, validation: Split) -> str:
     if training.lam:
         line += "  scl {scl:.3f} (lowest {scl_lowest:.3f}, collapsed {scl_collapsed:.3f})".format(**losses)
         if losses["scl_collapsed"] == 0:
-            line += ": no batch of three or more examples had two of one class"
+            line += ": no batch of three or more examples had two examples of one class"
     if training.lam == 1:
         return line
     class_logits, _ = predict(training.model, validation, training.config["precision"])
-    if not np.isfinite(class_logits).all():  # the last update caused this, after its loss was computed
+    if not np.isfinite(class_logits).all():  # the losses are from before the last update
         raise Diverged("the class logits are not finite")
     accuracy = classification_metrics(validation.labels, class_logits.argmax(axis=1))["accuracy"]
     training.record_accuracy(accuracy)
@@ -272,9 +272,9 @@ def validate(training: Training, validation: Split) -> str:
 
 
 def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: bool, save_every: int | None) -> dict:
-    """Trains and tests one model. Writes its record and, if `keep`, its checkpoint. Returns the record.
+    """Trains and tests one model. Writes the record of the run and, if `keep`, a checkpoint. Returns the record.
 
-    lam = 1 has a second stage: cross-entropy trains the classifier alone, on frozen features.
+    With lam = 1, a second stage trains only the classifier, with cross-entropy on frozen features.
     """
     train, validation, test = splits
     folder, state = out / config["run"], out / f"{config['run']}.state.pt"
@@ -282,7 +282,7 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: 
     try:
         fit(training, train, validation, state, save_every)
         if config["lam"] == 1 and not training.classifier_only:
-            print("lam 1: SCL did not train the classifier; the second stage trains it alone, on frozen features")
+            print("lam 1: SCL did not train the classifier; a second stage trains the classifier on frozen features")
             first_stage, training = training, Training(model, config, classifier_only=True)
             training.started, training.result = first_stage.started, first_stage.result
             fit(training, train, validation, state, save_every)
@@ -293,9 +293,9 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: 
         if keep and training.best_weights and rank() == 0:
             training.restore_best()
             save_checkpoint(folder, model, config | training.result)
-            message += f"; {folder} keeps step {training.result['best_step']}, the best before"
+            message += f"; the checkpoint in {folder} is from step {training.result['best_step']}, the best step"
         if rank() == 0:
-            records.remove(state)  # it would diverge again
+            records.remove(state)  # a resumed run would diverge again
         raise Diverged(message) from None
 
     predicted = predict(model, test, config["precision"])[0].argmax(axis=1)
@@ -316,7 +316,7 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: 
 
 
 def sweep(args: argparse.Namespace, device: torch.device) -> None:
-    """Loads the data once. Then runs every combination of lam, tau and lr that has no record yet, seed by seed."""
+    """Loads the data once. For each seed, runs every combination of lam, tau and lr that has no record yet."""
     data = load_data(args.task, args.data_dir, few_shot=bool(args.shots or args.shots_per_class))
     print(f"loading {args.model}")
     source = pretrained.fetch_model(args.model)
@@ -327,14 +327,14 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
     settings = dict.fromkeys((lam, tau if lam else None, lr) for lam in args.lam for tau in args.tau for lr in args.lr)
     seeds, out = dict.fromkeys(args.seed), Path(args.out)
     total, failures, durations = len(settings) * len(seeds), [], []
-    records.read_records(out / "results.jsonl")  # reports lines that are no records
+    records.read_records(out / "results.jsonl")  # prints a message for each line that is not a record
     for i, (seed, (lam, tau, lr)) in enumerate(itertools.product(seeds, settings)):
-        if i % len(settings) == 0:  # the next seed
+        if i % len(settings) == 0:  # first run of a seed
             splits = draw_splits(args, data, seed, device)
             warnings = pretrained.check_vocabulary(tokenizer, splits[0].texts, source)
         config = records.configure(args, lam, tau, lr, seed, splits, tokenizer.model_max_length, world_size())
         print(f"\nrun {i + 1} of {total}: {config['run']}{time_left(durations, total - i)}")
-        if is_finished(config, out, splits[2], data.label_names, device):
+        if not args.dry_run and is_finished(config, out, splits[2], data.label_names, device):
             continue
         torch.manual_seed(seed)
         model = pretrained.load_model(source, args.pooling, data.label_names, tokenizer, args.dropout,
@@ -353,18 +353,18 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
             continue
         durations.append(record["seconds"])
         records.print_result(record, splits[2], data.label_names)
-        print(f"checkpoint in {out / record['run']}" if keep else "no checkpoint; a sweep keeps them with --save")
-    print(f"\nrecords in {out / 'results.jsonl'}; for a table: python eval.py table {out}")
+        print(f"checkpoint in {out / record['run']}" if keep else "no checkpoint; --save keeps checkpoints in a sweep")
+    print(f"\nthe records are in {out / 'results.jsonl'}; this command prints a table: python eval.py table {out}")
     if failures:
         raise UserError("; ".join(failures) + "; try a smaller --lr")
 
 
 def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.device) -> tuple[Split, Split, Split]:
-    """Returns the training sample of this seed with its noise, the validation set and the test set."""
+    """Returns the training set for this seed (a k-shot sample, with noise), the validation set and the test set."""
     train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
-    if args.noise == "backtranslation":
+    if args.noise == "backtranslation" and not args.dry_run:
         train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
-    elif args.noise:
+    elif args.noise in ("label", "word"):
         train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
     size = min(args.batch_size, len(train))
     if size % world_size():
@@ -374,16 +374,16 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 
 
 def is_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Returns whether the run has a record, and prints its result. Other processes may add records at any time."""
+    """Returns whether the run has a record, which another process may have added. Prints the recorded result."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):
         return False
     if found:
         records.print_result(found[0], test, label_names)
-        print(f"this run is finished; to repeat it, delete its line in {results} or choose another --out")
+        print(f"this run is finished; to repeat the run, delete its line in {results} or choose another --out")
     if rank() == 0:
-        records.remove(out / f"{config['run']}.state.pt")  # left by a kill after the record was written
+        records.remove(out / f"{config['run']}.state.pt")  # a killed process may have left this file
     return True
 
 
@@ -414,8 +414,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         message = f"{error}; {args.out} keeps the finished runs, and the same command continues"
     except KeyboardInterrupt:
-        print(f"interrupted; {args.out} keeps the finished runs. The same command continues. It resumes an unfinished "
-              "run from its last --save-every, otherwise from its start", file=sys.stderr)
+        print(f"interrupted; {args.out} keeps the finished runs. The same command runs the rest. An unfinished run "
+              "resumes from its last saved state (--save-every) or starts again", file=sys.stderr)
         return 130
     except Exception as error:
         if not is_out_of_memory(error):
@@ -426,9 +426,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(ValueError):  # not in the main thread
+    with contextlib.suppress(ValueError):  # raised outside the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.stdout is None:  # the parent process closed it
+    if sys.stdout is None:  # the parent process closed stdout
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's stream cannot be reconfigured
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")

@@ -1,12 +1,12 @@
-"""Supervised contrastive loss (SCL) for fine-tuning: Gunel et al., ICLR 2021, arXiv 2011.01403.
+"""Computes the supervised contrastive loss (SCL) for fine-tuning from Gunel et al., ICLR 2021, arXiv 2011.01403.
 
-Copy this file into your project. It needs only PyTorch, and its licence is MIT. Call this function in training:
+Copy this file into your project. The file needs only PyTorch and has the MIT licence. Call this function in training:
 
     loss = ce_scl_loss(class_logits=class_logits, features=features, labels=labels, lam=0.9, temperature=0.3)
 
-`features` is the output of the encoder, for example RoBERTa's last hidden layer at the first token. Eq. 3 is the
-cross-entropy between a softmax over the other examples of the batch and a uniform target over the positives. All
-positives share one softmax, so the loss cannot reach 0 for an anchor with several positives.
+`features` is the output of the encoder, for example RoBERTa's last hidden layer at the first token. SCL (Eq. 3) is the
+cross-entropy between a softmax over the other examples and a uniform target over the positives (examples of the same
+class). All positives share one softmax, so the loss cannot reach 0 for an anchor with several positives.
 """
 
 import math
@@ -17,29 +17,29 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-LOWEST = torch.finfo(torch.float32).min  # softmax gives 0, as for -inf, but 0 * -inf would be NaN
+LOWEST = torch.finfo(torch.float32).min  # replaces -inf: exp() of both is 0, but 0 * -inf would be NaN
 
 
 def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, reduction: str = "mean",
              chunk_size: int | None = None) -> Tensor:
-    """Computes Eq. 3, which pulls examples of the same class together and pushes different classes apart:
+    """Computes SCL (Eq. 3), which pulls examples of the same class together and pushes different classes apart:
 
         loss_i = -1/|P(i)| sum_{j in P(i)} log( exp(z_i.z_j / tau) / sum_{k != i} exp(z_i.z_k / tau) )
 
     z_i is the L2-normalised feature vector of anchor i. The positives P(i) are the other examples with label y_i.
 
     Args:
-        features: (N, D), any floating dtype. Rows are normalised here. The computation is in float32 (float64 for
-            float64), also under autocast; call `backward()` outside autocast. A zero row has similarity and gradient 0.
+        features: (N, D), any floating dtype. `scl_loss` normalises the rows; a zero row has similarity and gradient 0.
+            The loss is in float32 or float64, also under autocast. Call `backward()` outside autocast.
         labels: (N,), integer or bool, on the device of `features`.
-        temperature: tau > 0. Small values focus on near negatives. Below 0.001, float32 gradients are imprecise.
-        reduction: "mean" averages over the anchors with a positive. "sum" is Eq. 3 as printed. "none" returns (N,).
-        chunk_size: anchors per block. The default is N (one block) up to N = 1024, and 512 above. Several blocks use
-            O(N * chunk_size) memory (without torch.compile), but cannot give second derivatives or use torch.func.
+        temperature: tau > 0. A small tau focuses on similar negatives. Float32 gradients are imprecise for tau < 0.001.
+        reduction: "mean" averages over the anchors with a positive, "sum" is Eq. 3 as printed, "none" returns (N,).
+        chunk_size: number of anchors per block. The default is one block if N <= 1024, otherwise blocks of 512 anchors.
+            Memory is O(N * chunk_size), more with torch.compile. Second derivatives and torch.func need one block.
 
-    Returns a float32 scalar (float64 for float64), or (N,). An anchor with a positive has a loss from log|P(i)| to
-    log(N-1) + 2/tau. An anchor without a positive has loss 0. If no anchor has a positive, the result is 0 with a zero
-    gradient. NaN in the features gives NaN. Raises ValueError (shape or value) or TypeError (type or dtype).
+    Returns a float32 scalar (float64 for float64 features), or (N,) for "none". An anchor with a positive has a loss
+    from log|P(i)| to log(N-1) + 2/tau. An anchor, or a batch, without positives has loss 0 and gradient 0. NaN features
+    give a NaN loss. Raises ValueError for a wrong shape or value, and TypeError for a wrong type or dtype.
 
     >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     >>> scl_loss(features, torch.tensor([0, 0, 1, 1]), temperature=0.5)
@@ -60,7 +60,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 
             positives = (labels[:, None] == labels) & ~self_mask  # (N, N)
             num_positives = positives.sum(dim=1)  # (N,)
-            losses = -(positives * log_prob).sum(dim=1) / num_positives.clamp(min=1)  # (N,), 0 if i has no positive
+            losses = -(positives * log_prob).sum(dim=1) / num_positives.clamp(min=1)  # (N,), 0 without positives
         else:
             losses, num_positives = _Blocks.apply(z / temperature**0.5, labels, chunk_size or 512)  # same values
 
@@ -70,19 +70,19 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 
 
 def _normalise(features: Tensor) -> Tensor:
-    """Scales each row to length 1. A row of zeros stays zero, and its gradient is 0."""
-    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1); detached: z is the same for any scale
+    """Scales each row to length 1. A row of zeros stays zero and gets gradient 0."""
+    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1); z does not depend on `largest`
     scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D); the squares cannot overflow or underflow
     return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
 
 
 class _Blocks(torch.autograd.Function):
-    """Computes the losses and the numbers of positives in blocks of anchors. It stores no N x N matrix.
+    """Computes the losses and the numbers of positives in blocks of anchors, without storing an N x N matrix.
 
     Notation: u = z / sqrt(tau), s_ij = u_i.u_j, l_i = log sum_{k != i} exp(s_ik), and g_i = dL/d loss_i. Then:
         loss_i = l_i - mean_{j in P(i)} s_ij
         d loss_i / d s_ij = exp(s_ij - l_i) - [j in P(i)] / |P(i)|, which is softmax minus target.
-    loss_i and loss_j both depend on s_ij = s_ji. W_ij adds both derivatives, so row i of W needs only row i of s:
+    loss_i and loss_j depend on s_ij = s_ji, so W_ij is the sum of two derivatives. Row i of W needs only row i of s:
         W_ij = g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|
         dL/du_i = sum_j W_ij u_j
     """
@@ -105,7 +105,7 @@ class _Blocks(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(f"chunk_size must be at least N for a second derivative, got {ctx.chunk_size}")
         u, labels, num_positives, log_denominator = ctx.saved_tensors
-        grad = grad * (num_positives > 0)  # (N,); below, grad[rows, None] is g_i, and grad is g_j
+        grad = grad * (num_positives > 0)  # (N,); in the loop, grad[rows, None] is g_i and grad is g_j
         share = grad / num_positives.clamp(min=1)
         grad_u = torch.empty_like(u)
         with torch.autocast(u.device.type, enabled=False):
@@ -118,7 +118,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _blocks(u, labels, chunk_size):
-    """Yields `rows` (a slice), `logits` (c, N) and `positives` (c, N, ones and zeros) of each block."""
+    """Yields `rows` (a slice), `logits` (c, N) and `positives` (c, N; 1 or 0) for each block of c anchors."""
     for start in range(0, u.shape[0], chunk_size):
         rows = slice(start, start + chunk_size)
         logits = u[rows] @ u.T
@@ -133,10 +133,10 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
     """Computes Eq. 1, the fine-tuning objective: (1 - lam) * cross-entropy (Eq. 2) + lam * `scl_loss` (Eq. 3).
 
     class_logits: (N, C), any floating dtype: the output of the classifier, before softmax.
-    features, labels, temperature: see `scl_loss`. Labels are from 0 to C - 1. -100 has no special meaning.
-    lam: from 0 to 1. With 0, the loss is exactly cross-entropy. With 1, the classifier gets a zero gradient.
-    Returns a float32 scalar (float64 for float64): cross-entropy averages over the batch, SCL over the anchors with a
-    positive. N = 0 gives NaN. Errors: see `scl_loss`. On a CPU, a label outside 0 to C - 1 raises IndexError.
+    features, labels, temperature: see `scl_loss`. Labels are from 0 to C - 1; the label -100 is not ignored.
+    lam: from 0 to 1. With lam = 0, the loss is exactly cross-entropy. With lam = 1, the classifier gets gradient 0.
+    Returns a float32 scalar (float64 for float64 inputs): cross-entropy averages over the batch, SCL over the anchors
+    with a positive. N = 0 gives NaN. Errors: see `scl_loss`; on a CPU, a label outside 0 to C - 1 raises IndexError.
 
     >>> features, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, 1, 1])
     >>> ce_scl_loss(class_logits=5 * features, features=features, labels=labels, lam=0.9, temperature=0.5)
@@ -146,30 +146,30 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
     if not 0 <= lam <= 1:
         raise ValueError(f"lam must be in [0, 1], got {lam}")
     class_logits = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32))
-    ce = F.cross_entropy(class_logits, labels.long(), ignore_index=-(2**63))  # the default ignores -100, SCL does not
+    ce = F.cross_entropy(class_logits, labels.long(), ignore_index=-(2**63))  # so that label -100 is not ignored
     return ce if lam == 0 else (1 - lam) * ce + lam * scl_loss(features, labels, temperature)
 
 
 def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Returns (lowest, collapsed), two float32 scalars to compare `scl_loss(features, labels, temperature)` with.
+    """Returns (lowest, collapsed), two float32 scalars for a comparison with `scl_loss(features, labels, temperature)`.
 
-    `collapsed` is the loss if all features are equal: log(N - 1). The loss often starts near `collapsed`. If the
-    loss stays there, SCL is not training. `lowest` is a lower bound of the loss. Its formula assumes cosine 1 for
-    positives. The cosine of negatives is -1/(K-1) if the K classes have equal size, and -1 otherwise:
+    `collapsed` is the loss if all features are equal: log(N - 1). The loss often starts near `collapsed`. If the loss
+    stays near `collapsed`, SCL does not train. `lowest` is a lower bound of the loss, with cosine 1 for positives. The
+    cosine of negatives is -1/(K-1) if the K classes have equal size, otherwise -1:
 
         mean over anchors with a positive of log( |P(i)| + (N - 1 - |P(i)|) exp((cosine - 1) / tau) )
 
-    Features can reach `lowest` if K <= 2, if all classes have equal size and D >= K - 1, or if only one class has more
-    than one example, but not otherwise. Without any positive, both bounds are 0. Errors: see `scl_loss`.
+    The loss can reach `lowest` only if K <= 2, if all classes have equal size and D >= K - 1, or if only one class has
+    more than one example. In a batch without positives, both bounds are 0. Raises the same errors as `scl_loss`.
 
     >>> scl_bounds(torch.tensor([0, 1] * 8), temperature=0.3)
     (tensor(1.9474), tensor(2.7081))
     """
     _check(labels, temperature)
-    n, ordered = labels.shape[0], labels.long().sort().values  # not `unique`: its output shape depends on the data
+    n, ordered = labels.shape[0], labels.long().sort().values  # not `unique`, whose shape depends on the data
     class_size = (torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)).float()
     has_positive = class_size > 1
-    # gap is 1 - cosine of negatives: K/(K-1) = n/(n - class_size) for equal class sizes (inf for K = 1), otherwise 2
+    # gap = 1 - cosine of negatives. Equal class sizes: K/(K-1) = n/(n - class_size), inf for K = 1. Otherwise: 2
     gap = torch.where((class_size == class_size[:1]).all(), n / (n - class_size), 2)
     floor = torch.log(class_size - 1 + (n - class_size) * torch.exp(-gap / temperature))
     lowest = floor.where(has_positive, 0).sum() / has_positive.sum().clamp(min=1)
@@ -177,18 +177,18 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
 
 
 def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Concatenates the tensors of all ranks, with gradient, so that SCL contrasts the global batch.
+    """Concatenates the tensors of all ranks and keeps gradients, so that SCL contrasts the examples of all ranks.
 
-    Pass every tensor that the loss needs. Every rank then computes the loss of the global batch:
+    Pass all tensors that the loss needs. Each rank then computes the loss of the global batch (of all ranks):
 
         class_logits, features, labels = gather_batch(class_logits, features, labels)
 
-    Each tensor of shape (N/R, ...) becomes (N, ...), in any dtype of the backend. Without a process group, the tensors
-    stay unchanged. Backward sums the gradients of all ranks; each rank keeps the part for its own examples.
-    DistributedDataParallel (DDP) then averages over the ranks, so parameters get the gradient of one process. Without
-    DDP, average the gradients yourself. Each rank receives N (C + D) numbers in forward, sums N (C + D) numbers in
-    backward, and computes the whole loss in O(N^2 D). Raises TypeError if an argument is not a tensor, and ValueError
-    without arguments. If dtypes or shapes differ, all ranks raise ValueError. This check synchronises the ranks.
+    With R ranks, shape (N/R, ...) becomes (N, ...), for each dtype of the backend. Without a process group, tensors
+    stay unchanged. Backward sums the gradients of all ranks; each rank keeps the part for its own examples. Then
+    DistributedDataParallel (DDP) averages over the ranks, so parameters have the same gradient as in one process.
+    Without DDP, average the gradients of the parameters yourself. Each rank exchanges N (C + D) numbers in forward and
+    in backward, and computes the loss in O(N^2 D). Raises TypeError if an argument is not a tensor, and ValueError
+    without arguments or if the ranks have different dtypes or shapes. Comparing dtypes synchronises the ranks.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")
@@ -200,7 +200,7 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     encoded = torch.tensor(list(kinds.encode()), dtype=torch.uint8, device=tensors[0].device)
     of_ranks = [bytes(row).decode().strip() for row in _Gather.apply(encoded).view(-1, 512).tolist()]
     if len(set(of_ranks)) > 1:
-        raise ValueError(f"tensors must have the same dtypes and shapes on every rank, got by rank {of_ranks}")
+        raise ValueError(f"tensors must have the same dtypes and shapes on every rank, got per rank: {of_ranks}")
     return tuple(_Gather.apply(tensor.contiguous()) for tensor in tensors)
 
 

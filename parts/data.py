@@ -1,4 +1,4 @@
-"""Examples of a task: the training, validation and test set, k-shot samples, noise and the sentences of the demo.
+"""Handles the examples of a task: training, validation and test set, k-shot samples, noise, and the demo data.
 
     train, validation, test = sample(data, shots=20, shots_per_class=None, seed=0)
 """
@@ -17,12 +17,12 @@ import numpy as np
 
 from parts.errors import UserError, connect_hub, explain_errors
 
-SPLIT_SEED = 0  # divides the official files into validation and test set, independently of --seed
+SPLIT_SEED = 0  # random seed that divides the official files into validation and test set
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Texts and labels of a training, validation or test set."""
+    """Holds the texts and labels of a training, validation or test set."""
 
     texts: list[tuple[str, ...]]  # (text,) or (text, text_pair)
     labels: np.ndarray  # (N,) int64
@@ -34,9 +34,9 @@ class Split:
         return Split([self.texts[i] for i in indices], self.labels[indices])
 
     def draw(self, n: int | list[int], seed: int = SPLIT_SEED, leave: int = 0) -> "Split":
-        """Draws at most n examples, stratified, or n[c] examples of each class c.
+        """Draws at most n examples, stratified by class, or n[c] examples of each class c if n is a list.
 
-        At least `leave` examples of each class are not drawn.
+        A stratified draw leaves out at least `leave` examples of each class.
         """
         rng = np.random.default_rng(seed)
         sizes = np.bincount(self.labels, minlength=1)
@@ -57,7 +57,10 @@ class Split:
 
 
 class Data(NamedTuple):
-    """A task before sampling. If `validation` is None, `sample` takes it from the examples outside the sample."""
+    """Holds a task before a k-shot sample is drawn.
+
+    If `validation` is None, `sample` draws the validation set from the examples outside the k-shot sample.
+    """
 
     train: Split
     validation: Split | None
@@ -66,15 +69,18 @@ class Data(NamedTuple):
 
 
 def normalise(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the texts in Unicode form NFKC, without case and with single spaces."""
+    """Returns the texts in Unicode form NFKC, in lower case (casefold) and with single spaces."""
     return tuple(" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)
 
 
 def allot(sizes: np.ndarray, n: int, leave: int = 0) -> np.ndarray:
-    """Divides n among classes in proportion to their sizes (largest remainders). Each class gets one before any two."""
+    """Divides n examples among classes in proportion to class size (largest remainders).
+
+    Each class gets one example before any class gets two.
+    """
     available = np.maximum(sizes - leave, 0)
-    classes = np.repeat(np.arange(len(sizes)), available)  # one claim for each example that may be drawn
-    earlier = np.concatenate([np.arange(size) for size in available])  # earlier claims of the same class
+    classes = np.repeat(np.arange(len(sizes)), available)  # class of each example that may be drawn
+    earlier = np.concatenate([np.arange(size) for size in available])  # number of earlier examples of the same class
     quotas = sizes * n / max(sizes.sum(), 1)
     claims = quotas[classes] - earlier + n * (earlier == 0)
     served = np.argsort(-claims, kind="stable")[:n]
@@ -82,9 +88,9 @@ def allot(sizes: np.ndarray, n: int, leave: int = 0) -> np.ndarray:
 
 
 def separate(train: Split, validation: Split | None, test: Split, few_shot: bool) -> tuple[Split, Split | None, Split]:
-    """Removes examples until no text is in two splits. Without few shots, takes a missing validation set from train.
+    """Removes examples until no text is in two splits. Without `few_shot`, draws a missing validation set from train.
 
-    That validation set is as large as the test set, but at most a tenth of train.
+    The drawn validation set is as large as the test set, but has at most a tenth of train.
     """
     train = remove_texts("train", train, "test", test)
     if validation is not None:
@@ -97,13 +103,13 @@ def separate(train: Split, validation: Split | None, test: Split, few_shot: bool
         if not len(train):
             raise UserError("no example of train is left, because its texts are too similar; add a validation file")
         if duplicates := len(whole) - len(validation) - len(train):
-            print(f"removed from train: {duplicates} examples, because their texts are in validation, which was taken "
+            print(f"removed from train: {duplicates} examples, because their texts are in validation, which was drawn "
                   "from train", file=sys.stderr)
     return train, validation, test
 
 
 def remove_texts(name: str, split: Split, other_name: str, other: Split) -> Split:
-    """Returns the examples whose texts are not in the other split. Prints how many it removes."""
+    """Returns the examples whose texts are not in the other split. Prints the number of removed examples."""
     kept = split.without(other)
     if not len(kept):
         raise UserError(f"every text of {name} is also in {other_name}; give {name} other texts")
@@ -114,7 +120,7 @@ def remove_texts(name: str, split: Split, other_name: str, other: Split) -> Spli
 
 
 def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int) -> tuple[Split, Split, Split]:
-    """Returns (train, validation, test). The training set is a pure function of the data, the shots and the seed."""
+    """Returns (train, validation, test). The training set depends only on the data, the shots and the seed."""
     pool, validation, test, names = data
     train = pool
     if shots:
@@ -140,9 +146,9 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
 
 
 def add_noise(split: Split, kind: str, level: float, num_classes: int, seed: int) -> Split:
-    """Changes this fraction of the labels, or drops or swaps this fraction of the words of each text.
+    """Changes a fraction `level` of the labels, or drops or swaps a fraction `level` of the words of each text.
 
-    Prints a line if the result has the same labels and words as before.
+    Prints a message if no label and no word has changed.
     """
     rng = np.random.default_rng([seed, 1])
     if kind == "label":
@@ -173,9 +179,9 @@ def drop_or_swap_words(text: str, level: float, rng: np.random.Generator) -> str
 
 def back_translate(split: Split, temperature: float, translators: list[str], out: Path, seed: int,
                    device: Any, copies: int = 3) -> Split:  # fmt: skip
-    """Adds three sampled translations of each example to German and back (the paper's Table 3).
+    """Adds three sampled back-translations (English to German to English) of each example, as in the paper's Table 3.
 
-    Stores the translations in OUT, in a file named by a digest of the examples, seed, temperature and models.
+    Stores the translations in OUT. The file name has a digest of the examples, seed, temperature and models.
     """
     key = hashlib.sha256(json.dumps([split.checksum, seed, temperature, translators]).encode())
     file = Path(out, f"backtranslation-{key.hexdigest()[:12]}.json")
@@ -184,7 +190,7 @@ def back_translate(split: Split, temperature: float, translators: list[str], out
         for model in translators:
             texts = translate(texts, model, temperature, seed, device)
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")  # every rank writes its own file
+        part = file.with_suffix(f".{os.getpid()}.part")  # each rank has its own temporary file
         part.write_text(json.dumps(texts), encoding="utf-8")
         os.replace(part, file)
     with explain_errors("--noise", file, "the translations of an earlier run; delete the file to translate again"):
@@ -197,7 +203,7 @@ def back_translate(split: Split, temperature: float, translators: list[str], out
 
 
 def translate(texts: list[str], model: str, temperature: float, seed: int, device: Any) -> list[str]:
-    """Samples one translation of each text from a sequence-to-sequence model at this temperature."""
+    """Samples one translation of each text from a sequence-to-sequence model with the given temperature."""
     import transformers
     from tqdm import tqdm
 
@@ -222,7 +228,10 @@ def translate(texts: list[str], model: str, temperature: float, seed: int, devic
 
 
 def demo_data() -> Data:
-    """Makes short reviews from two dozen words. A verdict may be negated; the opinions of other people do not count."""
+    """Generates short reviews from two dozen words. The label is the author's verdict, which may be negated.
+
+    Some reviews also quote the opinion of other people, which does not change the label.
+    """
     rng = np.random.default_rng(0)
     verdicts = (("awful", "dull"), ("great", "fresh"))
     days, hours = ("monday", "friday", "saturday", "sunday"), ("morning", "evening")

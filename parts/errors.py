@@ -1,4 +1,4 @@
-"""User errors: problems that the user can correct. The programs report each one in a single line."""
+"""Defines user errors: problems that the user can correct. The programs print each user error on one line."""
 
 import contextlib
 import functools
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """A problem that the user can correct. The message names the flag, the value found and what to do."""
+    """Reports a problem that the user can correct. The message names the flag, the value found and what to do."""
 
 
 def one_line(text: object, limit: int | None = None) -> str:
-    """Returns the text on one line. Escapes control characters; cuts a text that is longer than `limit` characters."""
+    """Returns the text on one line. Escapes control characters and shortens the text to `limit` characters."""
     line = "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in str(text))
     return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of the message of an exception that a library raised."""
+    """Returns the first line of an error message of a library."""
     lines = str(error).strip().splitlines()
     return one_line(lines[0] if lines else type(error).__name__, 150)
 
@@ -30,9 +30,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_errors(flag: str, value: object, expected: str, without_hub: str | None = None) -> Iterator[None]:
-    """Turns every exception inside the block into a UserError that names the flag, its value and what was expected.
+    """Turns an exception inside the block into a UserError that names the flag, the value and the expected value.
 
-    `without_hub` is for a value that may come from the hub: it says what to do if the hub cannot be reached.
+    `without_hub` tells the user what to do if the hub cannot be reached.
     """
     try:
         yield
@@ -53,18 +53,18 @@ def explain_errors(flag: str, value: object, expected: str, without_hub: str | N
 
 @functools.cache
 def connect_hub(seconds: float = 8) -> None:
-    """Asks the hub once whether it answers. If it does not, the libraries use only the files in their cache.
+    """Checks once whether the hub answers. If the hub does not answer, libraries use only the files in their cache.
 
-    Without this check the libraries retry for 23 s for each file.
+    Without this check, the libraries try to reach the hub for 23 s per file.
     """
     import huggingface_hub
 
     def ask() -> None:
-        with contextlib.suppress(Exception):  # an error of the network, the proxy or the certificate: no answer
+        with contextlib.suppress(Exception):  # network, proxy and certificate errors count as no answer
             answers.append(huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=seconds))
 
     answers: list = []
-    thread = threading.Thread(target=ask, daemon=True)  # a name server that hangs ignores the timeout
+    thread = threading.Thread(target=ask, daemon=True)  # a thread, because a hanging name server ignores the timeout
     thread.start()
     thread.join(seconds)
     if not answers:

@@ -1,6 +1,6 @@
-"""Reads the needed columns of tsv, csv, jsonl and parquet files with pyarrow. The other columns cannot block a file.
+"""Reads the needed columns of tsv, csv, jsonl and parquet files with pyarrow. The values of other columns are ignored.
 
-Messages count rows as an editor counts lines: in tsv and csv files the header is row 1. Blank lines do not count.
+Messages count rows from 1, without blank lines. In tsv and csv files, the header is row 1.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ FORMATS = {".tsv": "columns separated by tabs", ".csv": "columns separated by co
 
 
 class Table(NamedTuple):
-    names: list[str]  # of all columns
-    columns: dict[str, list]  # strings, or None for a missing value; only the needed columns
-    numbers: list[int]  # the number of each row in the file
+    names: list[str]  # names of all columns
+    columns: dict[str, list]  # values of the needed columns; None is a missing value
+    numbers: list[int]  # number of each row in the file
     torn: list  # pyarrow's description of each row with too few or too many fields
 
 
@@ -29,7 +29,7 @@ def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | No
                hint: str | None = None) -> Table:  # fmt: skip
     """Reads the needed columns of a file, and the column text_pair if it exists.
 
-    `header` has the columns of a file without a header. `hint` says what to do if the column text is missing.
+    `header` has the column names of a file without a header. `hint` tells what to do if the column text is missing.
     """
     suffix, wanted, torn = file.suffix.lower(), (*needed, "text_pair"), []
     read = {".jsonl": read_jsonl, ".parquet": read_parquet}.get(suffix, read_delimited)
@@ -42,9 +42,9 @@ def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | No
         columns = {name: to_strings(name, table.column(name), metadata) for name in wanted if name in names}
     except UserError:
         raise
-    except Exception as error:  # pyarrow raises many types
+    except Exception as error:  # pyarrow raises exceptions of many types
         if suffix != ".parquet":
-            decode(file)  # raises an error with the line of the first byte that is not UTF-8
+            decode(file)  # raises a UserError with the line if the file is not UTF-8
         reason = re.sub(r"in row (\d+)", lambda match: f"in row {int(match[1]) + 1}", first_line(error))
         raise UserError(f"{file} cannot be read as {suffix[1:]} ({reason}); expected {FORMATS[suffix]}") from None
     start, skipped = 1 + (read is read_delimited and not header), {row.number for row in torn}
@@ -62,7 +62,7 @@ def decode(file: Path) -> str:
 
 
 def check_header(file: Path, names: list[str], needed: tuple[str, ...], hint: str | None) -> None:
-    """Checks that every needed column exists, and that its name is unique. The error says what to change."""
+    """Checks that each needed column exists exactly once. The error message says what to change."""
     where = str(file) if file.suffix.lower() == ".parquet" else f"{file}, line 1"
     if repeated := [name for name in (*needed, "text_pair") if names.count(name) > 1]:
         raise UserError(f"{where} has the column {repeated[0]} twice; keep one")
@@ -84,7 +84,7 @@ def check_header(file: Path, names: list[str], needed: tuple[str, ...], hint: st
 
 
 def to_strings(name: str, column: Any, metadata: dict | None) -> list[str | None]:
-    """Returns the strings of a column. Labels may also be booleans, whole numbers or ClassLabel numbers."""
+    """Converts a column to strings. Labels may be strings, booleans, whole numbers or ClassLabel numbers."""
     if str(column.type).startswith("dictionary"):
         column = column.cast(column.type.value_type)
     if str(column.type) in ("string", "large_string", "string_view", "null"):
@@ -95,7 +95,7 @@ def to_strings(name: str, column: Any, metadata: dict | None) -> list[str | None
     if str(column.type) in ("float", "double"):
         column = column.cast("int64")  # raises an error for 0.5 and NaN
     numbers = column.to_pylist()
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # `datasets` did not write the file
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # raised if `datasets` did not write the file
         feature = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]
         if feature["_type"] == "ClassLabel":
             names = dict(enumerate(feature["names"]))
@@ -104,7 +104,7 @@ def to_strings(name: str, column: Any, metadata: dict | None) -> list[str | None
 
 
 def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] | None, torn: list) -> tuple:
-    """Reads a csv file, or a tsv file as in GLUE: nothing is quoted, and only "\\n" ends a line."""
+    """Reads a csv or tsv file. In tsv files, as in GLUE, quotes have no meaning and only "\\n" ends a line."""
     import pyarrow.csv
 
     raw, is_tsv = file.read_bytes(), file.suffix.lower() == ".tsv"
@@ -123,7 +123,7 @@ def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] 
 
 
 def check_quotes(file: Path) -> None:
-    """Checks the double quotes of a csv file. pyarrow takes the rows after an open quote for a part of the text."""
+    """Checks that all double quotes of a csv file are closed. pyarrow would join the rows after an open quote."""
     csv.field_size_limit(sys.maxsize)
     try:
         with open(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
@@ -145,7 +145,7 @@ def read_jsonl(file: Path, wanted: tuple[str, ...], header: None, torn: list) ->
     label_type = label_types.get(type(example.get("label")), pyarrow.string())
     schema = pyarrow.schema([(name, label_type if name == "label" else pyarrow.string()) for name in wanted])
     parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    options = pyarrow.json.ReadOptions(block_size=min(len(raw), 2**31 - 1))  # messages count the rows of a block
+    options = pyarrow.json.ReadOptions(block_size=min(len(raw), 2**31 - 1))  # one block, so messages count all rows
     table = pyarrow.json.read_json(pyarrow.BufferReader(raw), options, parse)
     later = [name for name in wanted if name not in example and table.column(name).null_count < len(table)]
     return [*example, *later], table

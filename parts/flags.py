@@ -1,4 +1,4 @@
-"""Types for command-line arguments, and the checks that argparse cannot make. Nothing here imports torch."""
+"""Defines types of command-line arguments and checks that argparse cannot make. This module does not import torch."""
 
 import argparse
 import contextlib
@@ -15,14 +15,14 @@ TRANSLATORS = ["Helsinki-NLP/opus-mt-en-de", "Helsinki-NLP/opus-mt-de-en"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are UserErrors, which the programs print in one line. argparse prints the usage first."""
+    """Raises a UserError for a wrong argument. argparse itself would print the usage before the error."""
 
     def error(self, message: str):
         raise UserError(message)
 
 
 def number(kind: type, interval: str) -> Callable[[str], float]:
-    """Returns an argparse type for a number in an interval such as "[0, 1]" or "(0, inf)". NaN is never in it."""
+    """Returns an argparse type for a number in an interval such as "[0, 1]" or "(0, inf)". NaN is rejected."""
     low, high = map(float, interval[1:-1].split(","))
     excluded = [end for end, bracket in ((low, interval[0]), (high, interval[-1])) if bracket in "()"]
 
@@ -41,7 +41,7 @@ POSITIVE, NOT_NEGATIVE = number(float, "(0, inf)"), number(float, "[0, inf)")
 
 
 def complete(args: argparse.Namespace) -> None:
-    """Sets the defaults that depend on other flags, and writes each path in one way. Then checks all flags."""
+    """Sets the defaults that depend on other flags, normalises the paths, and checks all flags."""
     if args.noise == "backtranslation" and not args.translators:
         args.translators = TRANSLATORS
     args.task = one_spelling(args.task, ("demo", *TASKS))
@@ -50,9 +50,9 @@ def complete(args: argparse.Namespace) -> None:
 
 
 def one_spelling(path: str, reserved: tuple[str, ...]) -> str:
-    """Returns "b" for the folders "b/" and "./b", so that one folder is one setting.
+    """Returns the normalised path of a folder, for example "b" for "b/" and "./b", so that one folder is one setting.
 
-    "./demo" stays, because "demo" is built in. "./nowhere" stays, because "nowhere" would be a hub id.
+    Keeps "./demo", because the name "demo" is reserved. Keeps "./b" without such a folder, as "b" would be a hub id.
     """
     if path in reserved or not os.path.isdir(path):
         return path
@@ -61,7 +61,7 @@ def one_spelling(path: str, reserved: tuple[str, ...]) -> str:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Checks the flags that depend on each other, and that the local files of the task and the model exist."""
+    """Checks flags that depend on each other, and checks that the local files of the task and the model exist."""
     check_noise(args)
     if args.ce_temperature and any(args.lam):
         raise UserError(f"argument --ce-temperature: needs --lam 0, got --lam {' '.join(map(str, args.lam))}")
@@ -87,7 +87,7 @@ def check_noise(args: argparse.Namespace) -> None:
 
 
 def check_model_folder(model: str, has_own_classifier: bool) -> None:
-    """Checks the files of a local model. The weights must be safetensors files in the same folder."""
+    """Checks the files of a local model. The weights must be safetensors files in the folder of the model."""
     folder = Path(model)
     is_hub_id = not folder.is_dir() and model.count("/") <= 1 and model[:1] not in ("", ".", "/", "~")
     if model == "demo" or is_hub_id:

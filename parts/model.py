@@ -1,4 +1,4 @@
-"""The model: from texts to tokens to class logits and features. Evaluates and saves models."""
+"""Defines the model, which computes class logits and features from texts. Evaluates and saves models."""
 
 import json
 import shutil
@@ -22,11 +22,11 @@ EVAL_BATCH = 64
 
 
 class Model(nn.Module):
-    """An encoder with its tokenizer and its classifier. SCL contrasts the features that the classifier reads.
+    """Combines an encoder, a tokenizer and a classifier. SCL contrasts the features that the classifier reads.
 
     With cls pooling, the features are the last hidden layer at the first token, and the classifier is the model's own.
-    With mean pooling, the features are the mean of the last hidden layer over real tokens, and the classifier is the
-    linear layer `head`. With `ce_temperature` T, `head` reads the l2-normalised features divided by T.
+    With mean pooling, the features are the mean of the last hidden layer over the tokens without padding, and the
+    classifier is the linear layer `head`. With `ce_temperature` T, `head` reads l2-normalised features divided by T.
     """
 
     def __init__(self, backbone: transformers.PreTrainedModel, tokenizer, head: nn.Linear | None = None,
@@ -39,7 +39,7 @@ class Model(nn.Module):
         backbone.base_model.register_forward_hook(self.keep_hidden)
 
     def keep_hidden(self, module, inputs, output) -> None:
-        """Stores the last hidden layer. A sequence classifier can only return all layers, which takes more memory."""
+        """Stores the last hidden layer. Without this hook, the model would have to return all hidden layers."""
         self.hidden = output[0]
 
     def forward(self, **tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ class Model(nn.Module):
         return self.head(scaled), features
 
     def tokenize(self, texts: list[tuple[str, ...]]) -> dict[str, Tensor]:
-        """Returns the tokens of one batch, padded on the right to its longest text: (N, T) each."""
+        """Returns the token tensors (N, T) of a batch, padded on the right. T is the length of the longest text."""
         columns = map(list, zip(*texts, strict=True))
         tokens = self.tokenizer(*columns, truncation=True, max_length=self.tokenizer.model_max_length, padding=True,
                                 return_tensors="pt")
@@ -69,7 +69,7 @@ class Model(nn.Module):
         return f"{classifier}, {parameters / 1e6:.1f} M parameters, on {self.backbone.device}"
 
     def classifier_names(self) -> set[str]:
-        """Returns the names of the parameters behind the features, such as BERT's pooler. SCL does not train them."""
+        """Returns the names of the classifier's parameters, including BERT's pooler. SCL trains none of these."""
         encoder = "backbone." if self.head else f"backbone.{self.backbone.base_model_prefix}."
         return {name for name, _ in self.named_parameters() if not name.startswith(encoder) or ".pooler." in name}
 
@@ -84,8 +84,8 @@ class Model(nn.Module):
 def predict(model: Model, split: Split, precision: str = "fp32") -> tuple[np.ndarray, np.ndarray]:
     """Returns class logits (N, C) and features (N, D), in the order of the examples.
 
-    Batches are sorted by text length, which needs less padding. Every rank evaluates its share of the batches and
-    receives the results of all ranks.
+    Sorts the examples by text length to reduce padding. Each rank evaluates a share of the batches and receives the
+    results of all ranks.
     """
     model.eval()
     device, classes, width = model.backbone.device, model.backbone.config.num_labels, model.backbone.config.hidden_size
@@ -98,7 +98,7 @@ def predict(model: Model, split: Split, precision: str = "fp32") -> tuple[np.nda
         with autocast(device, precision):
             outputs[rows] = torch.cat(model(**tokens), dim=1).float()
     if world_size() > 1:
-        dist.all_reduce(outputs)  # exact, because each row is zero on all ranks but one
+        dist.all_reduce(outputs)  # the sum is exact: each row is non-zero on only one rank
     results = outputs.cpu().numpy()
     return results[:, :classes], results[:, classes:]
 
@@ -121,12 +121,12 @@ SCL, the supervised contrastive loss: Gunel, Du, Conneau, Stoyanov, ICLR 2021, h
 """
 LOADING = {
     True: '`transformers.pipeline("text-classification", model=FOLDER)` loads this model.',
-    False: "The linear classifier is in `head.safetensors`. A `pipeline` ignores that file and answers at random.",
-}  # by whether the classifier is the model's own
+    False: "The linear classifier is in `head.safetensors`. A `pipeline` ignores this file and predicts at random.",
+}  # the key says whether the model has its own classifier
 
 
 def save_checkpoint(folder: Path, model: Model, record: dict) -> None:
-    """Writes a folder that transformers can load, with a record and a model card beside the weights."""
+    """Writes the weights, tokenizer, record and model card of a model to a folder that transformers can load."""
     accuracy = {split: "none" if (value := record.get(f"{split}_accuracy")) is None else f"{value:.3f}"
                 for split in ("validation", "test")}
     facts = record | accuracy | {"method": method_name(record), "loading": LOADING[model.head is None]}
@@ -139,4 +139,4 @@ def save_checkpoint(folder: Path, model: Model, record: dict) -> None:
         (part / "record.json").write_text(json.dumps(record) + "\n")
         (part / "README.md").write_text(MODEL_CARD.format(**facts), encoding="utf-8")
         for file in part.iterdir():
-            shutil.copymode(part / "record.json", file)  # safetensors files are readable only by their owner
+            shutil.copymode(part / "record.json", file)  # otherwise, only the owner can read safetensors files

@@ -15,7 +15,7 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"  # Okabe and Ito
 MOST_ROWS = 25
 UNTOLD = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size", "micro_batch_size",
-          "compile"}  # a label names these fields in words, or they do not change a result
+          "compile", "precision"}  # a label names these fields in words, or only the table names them
 HEADING = ("pooling", "lr", "head_lr", "steps")
 
 
@@ -48,6 +48,11 @@ def short(number: object) -> str:
     return np.format_float_scientific(number, trim="-", exp_digits=1) if is_small else one_line(number, 40)
 
 
+def signed(number: float, digits: int = 1) -> str:
+    """Returns the number with a plus or a true minus sign."""
+    return f"{number:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
 # ------------------------------------------------------------ effects
 
 
@@ -69,20 +74,19 @@ def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
     for y, (label, interval, pair) in enumerate(lines):
         if interval is None:
             of_figure = blended_transform_factory(figure.transFigure, panel.transData)
-            heading = panel.text(0.01, y, label, transform=of_figure, va="center", weight="bold", fontsize=9)
+            heading = panel.text(0.01, y, label, transform=of_figure, va="center", weight="bold")
             heading.set(in_layout=False, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         else:
             draw_effect(panel, y, interval, *pair)
 
     marks = {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
     panel.axvline(0, color="black", linewidth=0.8, zorder=0)
-    panel.grid(axis="x", alpha=0.3)
     panel.spines[["left", "top", "right"]].set_visible(False)
-    panel.tick_params(axis="y", length=0)
-    panel.set_yticks(range(len(lines)), [label if interval else "" for label, interval, _ in lines], fontsize=9)
+    panel.tick_params(axis="y", length=0, pad=8)
+    panel.set_yticks(range(len(lines)), [label if interval else "" for label, interval, _ in lines])
     figure.suptitle("CE + SCL (λ = 0.9, τ = 0.3) minus CE, paired by seed", fontsize=11)
-    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, fontsize=9)
-    save(figure, output, 7.2, 2 + 0.3 * len(lines))
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, frameon=False)
+    save(figure, output, 6, 1.7 + 0.4 * len(lines))
 
 
 def encoder_name(row: Row) -> str:
@@ -102,10 +106,11 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     for (row, ce), fields in zip(pairs, told, strict=True):
         record = first(row)
         details = [text for name, text in fields.items() if text and text != usual.get(name)]
-        label = ", ".join(filter(None, [task_name(record), size_name(record), record["noise_text"], *details]))
+        label = ", ".join(filter(None, [task_name(record), size_name(record), record["noise_text"]]))
+        label = "\n".join(filter(None, [label, one_line(", ".join(details), 32)]))
         number = int(record["shots"] or record["shots_per_class"] or 10**9)
         key = (bool(record["noise"]), bool(record["shots_per_class"]), number, size_name(record))
-        line = one_line(label, 48), t_interval(paired_differences(row, ce)), (row, ce)
+        line = label, t_interval(paired_differences(row, ce)), (row, ce)
         groups.setdefault(key, []).append(line)
 
     heading = ", ".join([encoder, *(usual[name] for name in HEADING if usual.get(name))])
@@ -141,25 +146,24 @@ def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | 
                 ce: Row | None = None) -> None:  # fmt: skip
     """Draws one line: a pair of rows, or the mean of a group, which has no seeds."""
     mean, low, high = (100 * part for part in interval)
-    shape, colour, label = ("s", "#0072B2", "mean of the seeds, 95 % interval")
+    shape, colour, label = "s", "#0072B2", "mean, 95 % interval"
     if row:
         draw_seeds(panel, y, [100 * gain for gain in paired_differences(row, ce).values()])
         papers, top = first(row)["papers_gain"], top_three_gain(row, ce)
         if papers is not None and top is not None:
-            panel.plot([100 * top], [y - 0.02], "d", color="#009E73", markersize=6, zorder=4, mfc="white", mew=1.4,
-                       label="top 3 by validation minus CE's top 3")
+            panel.plot([100 * top], [y - 0.23], "d", color="#009E73", markersize=5, label="top 3 minus CE's top 3")
         if papers is not None:
-            panel.plot([papers], [y], "x", color="#D55E00", mew=1.8, zorder=5,
-                       label="the paper's top 3 minus CE's, RoBERTa-Large")
+            panel.plot([papers], [y - 0.23], "x", color="#D55E00", markersize=5, mew=1.8,
+                       label="the paper's top 3 minus CE's")
     else:
-        shape, colour, label = "D", "black", "mean of a group, 95 % interval"
+        shape, colour, label = "D", "black", "mean of a group"
     panel.plot([low, high], [y, y], color=colour, linewidth=1.8, label="_interval")
     left, right = panel.get_xlim()
-    for is_beyond, end, arrow in ((low < left, left + 0.3, "<"), (high > right, right - 0.3, ">")):
+    for is_beyond, end, arrow in ((low < left, left + 0.4, "<"), (high > right, right - 0.4, ">")):
         if is_beyond:
             panel.plot([end], [y], arrow, color=colour, markersize=7, clip_on=False, label="_beyond")
     panel.plot([mean], [y], shape, color=colour, markersize=6, label=label)
-    panel.text(1.015, y, f"{mean:+.1f}", transform=panel.get_yaxis_transform(), va="center", fontsize=9)
+    panel.text(1.03, y, signed(mean), transform=panel.get_yaxis_transform(), va="center")
 
 
 def draw_seeds(panel, y: int, gains: list[float]) -> None:
@@ -172,14 +176,14 @@ def draw_seeds(panel, y: int, gains: list[float]) -> None:
         level = next((i for i, end in enumerate(ends) if gain - end >= width), len(ends))
         ends[level:level + 1] = [gain]
         dots.append((gain, level))
-    step = min(0.13, 0.52 / len(ends)) if ends else 0
+    step = min(0.1, 0.4 / len(ends)) if ends else 0
     panel.plot([gain for gain, _ in dots], [y + 0.2 + step * level for _, level in dots], "o", color="grey",
                markersize=2.5, label="a seed")
     for beyond, x, align, form in ((sorted(gain for gain in gains if gain < low), low, "left", "← {}"),
                                    (sorted(gain for gain in gains if gain > high), high, "right", "{} →")):
         if beyond:
-            text = form.format(", ".join(f"{gain:+.0f}" for gain in beyond))
-            panel.text(x, y + 0.25, text, ha=align, va="center", fontsize=8, color="dimgrey")
+            text = form.format(", ".join(signed(gain, 0) for gain in beyond))
+            panel.text(x, y + 0.25, text, ha=align, va="center", fontsize=9, color="dimgrey")
 
 
 # ------------------------------------------------------------ grid
@@ -188,8 +192,7 @@ def draw_seeds(panel, y: int, gains: list[float]) -> None:
 def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
     """Draws validation accuracy minus CE's for each (lam, tau).
 
-    The colours reach full strength at the 95 % interval's half width or later, so that they show no more than the
-    seeds support.
+    A colour has full strength at twice the half width of the 95 % interval. So uncertain differences look pale.
     """
     from matplotlib.figure import Figure
 
@@ -204,7 +207,7 @@ def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
     n = len(first_row := next(iter(cells.values())))
     spread = np.sqrt(np.mean([gain.var(ddof=1) for gain in gains.values()])) if n > 1 else 0
     half = stdtrit(n - 1, 0.975) * spread / n**0.5 if n > 1 else 0
-    reach = max(2, np.nanmax(np.abs(means)), half)
+    reach = max(2, np.nanmax(np.abs(means)), 2 * half)
 
     figure = Figure(layout="constrained")
     panel = figure.subplots()
@@ -215,9 +218,10 @@ def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
         base = "CE" if first(ce)["steps"] == record["steps"] else f"CE with {first(ce)['steps']} steps"
     figure.colorbar(image, label=f"points above {base}, {centre:.1f}")
     for (lam, tau), gain in gains.items():
-        text = f"{gain.mean():+.1f}" + (f"\n± {gain.std(ddof=1):.1f}" if n > 1 else "")
-        colour = "white" if abs(gain.mean()) > 0.7 * reach else "black"
-        panel.text(taus.index(tau), lams.index(lam), text, ha="center", va="center", color=colour, fontsize=9)
+        text = signed(gain.mean()) + (f"\n± {gain.std(ddof=1):.1f}" if n > 1 else "")
+        brightness = np.dot(image.cmap(image.norm(gain.mean()))[:3], (0.3, 0.6, 0.1))
+        colour = "white" if brightness < 0.45 else "black"
+        panel.text(taus.index(tau), lams.index(lam), text, ha="center", va="center", color=colour)
     panel.set(xticks=range(len(taus)), xticklabels=taus, yticks=range(len(lams)), yticklabels=lams,
               xlabel="temperature τ", ylabel="weight of SCL, λ")
     figure.suptitle(f"{task_name(record)}, {size_name(record)}: validation accuracy minus {base}\n"
@@ -250,12 +254,12 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
         points = project(features, record["run"])
         for number, name in enumerate(names):
             panel.scatter(*points[labels == number].T, s=14, alpha=0.7, linewidths=0, **looks[classes.index(name)])
-        panel.set_title(title, fontsize=9)
+        panel.set_title(title, fontsize=10)
         panel.set(xticks=[], yticks=[], box_aspect=1)
-    figure.suptitle(shared, fontsize=10)
+    figure.suptitle(shared, fontsize=11)
     handles = [Line2D([], [], linestyle="", **look) for look in looks]
     legend = figure.legend(handles, range(len(classes)), loc="outside lower center", ncols=4 if columns > 1 else 2,
-                           fontsize=9)
+                           frameon=False)
     for text, name in zip(legend.get_texts(), classes, strict=True):
         text.set_text(one_line(name, 24))  # set last, because matplotlib hides a label that starts with "_"
     save(figure, output, 3.3 * columns + 0.2, 3.6 * rows + 0.6 + 0.2 * math.ceil(len(classes) / 4))
@@ -277,7 +281,7 @@ def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str
     for part, (_, _, labels, class_logits, _) in zip(parts, tests, strict=True):
         own = [text for text, same in zip(part, is_shared, strict=True) if not same and text]
         accuracy = f"accuracy {100 * np.mean(labels == class_logits.argmax(axis=1)):.1f} %"
-        titles.append("\n".join(one_line(line, 45) for line in (", ".join(own[:2]), ", ".join([*own[2:], accuracy]))))
+        titles.append("\n".join(one_line(line, 40) for line in (", ".join(own[:2]), ", ".join([accuracy, *own[2:]]))))
     return f"t-SNE of test features: {shared}" if shared else "t-SNE of test features", titles
 
 

@@ -17,7 +17,7 @@ from parts.model import Model
 
 
 def fetch_model(model: str) -> str:
-    """Returns the local folder of a model. From the hub it downloads only safetensors, so nothing is unpickled."""
+    """Returns the local folder of a model. Downloads only safetensors weights, so that no file is unpickled."""
     if model == "demo" or os.path.isdir(model):
         return model
     connect_hub()
@@ -27,7 +27,7 @@ def fetch_model(model: str) -> str:
 
 
 def load_config(source: str):
-    """Loads the config. Overrides options that change the output format or fetch kernels from the hub."""
+    """Loads the config of a model. Overrides options that change the output format or fetch kernels from the hub."""
     ours = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "attn_implementation": None}
     with explain_errors("--model", source, "a folder that save_pretrained wrote"):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **ours)
@@ -37,11 +37,11 @@ def load_config(source: str):
 
 
 def load_tokenizer(source: str, pooling: str, max_length: int = 256):
-    """Loads the tokenizer and checks that the encoder fits it.
+    """Loads the tokenizer of a model and checks that the encoder has an embedding for every token.
 
-    Its `model_max_length` is the smallest of max_length, the tokenizer's own limit and the encoder's limit.
+    Sets `model_max_length` to the smallest of `max_length`, the limit of the tokenizer and the limit of the encoder.
     """
-    if source == "demo":  # the type of RoBERTa's tokenizer, trained on the demo's sentences
+    if source == "demo":  # a tokenizer of RoBERTa's type, trained on the demo sentences
         sentences = (text for (text,) in demo_data().train.texts)
         untrained = transformers.RobertaTokenizer(model_max_length=min(max_length, 64))
         return untrained.train_new_from_iterator(sentences, vocab_size=400, show_progress=False)
@@ -51,7 +51,7 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # decoders have no pad token
         tokenizer.padding_side = "right"  # so that the first token is never padding
         first_token = tokenizer("a")["input_ids"][:1]
-        with torch.device("meta"):  # shapes without weights
+        with torch.device("meta"):  # creates no weights
             encoder = transformers.AutoModel.from_config(config)
         embeddings = encoder.get_input_embeddings().num_embeddings
     if pooling == "cls" and first_token != [tokenizer.cls_token_id]:
@@ -60,14 +60,14 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
     if len(tokenizer) > embeddings:
         raise UserError(f"argument --model: {source} has {embeddings} word embeddings, but its tokenizer has "
                         f"{len(tokenizer)} words; expected the tokenizer that the model was trained with")
-    is_checkpoint = Path(source, "record.json").is_file()  # the tokenizer of a checkpoint has the limit of its run
+    is_checkpoint = Path(source, "record.json").is_file()  # a checkpoint's tokenizer has the limit of the old run
     own_limit = max_length if is_checkpoint else tokenizer.model_max_length
     tokenizer.model_max_length = min(max_length, own_limit, longest_input(encoder))
     return tokenizer
 
 
 def longest_input(encoder: transformers.PreTrainedModel) -> int:
-    """Returns the maximum length in tokens, from the position embeddings.
+    """Returns the maximum number of tokens of an input, from the position embeddings.
 
     The positions of RoBERTa-like models start at padding_idx + 1.
     """
@@ -76,13 +76,13 @@ def longest_input(encoder: transformers.PreTrainedModel) -> int:
             first_position = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - first_position
     limit = getattr(encoder.config, "max_position_embeddings", None)
-    return limit if limit and limit > 0 else sys.maxsize  # XLNet has no limit
+    return limit if limit and limit > 0 else sys.maxsize  # XLNet has no maximum length
 
 
 def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
-    """Tokenises the first 300 texts. Returns a warning for truncated texts and one for many unknown tokens.
+    """Tokenises the first 300 texts. Returns warnings about truncated texts and about many unknown tokens.
 
-    Rejects a tokenizer that knows at most half of the tokens. Such a tokenizer results from missing tokenizer files.
+    Rejects a tokenizer that knows at most half of the tokens, because tokenizer files are probably missing.
     """
     texts = texts[:300]
     pairs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]
@@ -104,10 +104,10 @@ def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> li
 
 def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenizer, dropout: float,
                ce_temperature: float | None = None) -> Model:  # fmt: skip
-    """Loads a model of transformers, or a checkpoint of this project, with a classifier for these classes.
+    """Loads a model of transformers, or a checkpoint of this project, with a classifier for the given classes.
 
-    A trained classifier is kept if its classes have the same names, in any order. Otherwise a new classifier is
-    initialised from torch's random seed.
+    Keeps a trained classifier if it has the same class names, in any order. Any other classifier is replaced by a new
+    classifier, which is initialised from torch's random seed.
     """
     has_own_classifier = pooling == "cls" and not ce_temperature
     config = demo_config(tokenizer) if source == "demo" else load_config(source)
@@ -144,7 +144,7 @@ def demo_config(tokenizer) -> transformers.RobertaConfig:
 
 
 def load_backbone(source: str, config, has_own_classifier: bool) -> tuple[transformers.PreTrainedModel, set[str]]:
-    """Loads the network. Also returns the names of the parameters that the files do not hold."""
+    """Loads the network. Returns the network and the names of the parameters that the files do not contain."""
     auto = transformers.AutoModelForSequenceClassification if has_own_classifier else transformers.AutoModel
     if source == "demo":
         return auto.from_config(config), set()
@@ -157,19 +157,19 @@ def load_backbone(source: str, config, has_own_classifier: bool) -> tuple[transf
 
 
 def adapt_config(config, label_names: tuple[str, ...], dropout: float) -> None:
-    """Sets the classes, every dropout rate, and pooling at the first token."""
+    """Sets the class names, all dropout rates, and pooling at the first token in the config of a model."""
     config.id2label = dict(enumerate(label_names))  # also sets num_labels
     config.label2id = {name: number for number, name in enumerate(label_names)}
     config.problem_type = "single_label_classification"
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("_pdrop")) and type(value) in (int, float):
             setattr(config, name, dropout)
-    if hasattr(config, "classifier_pooling"):  # ModernBERT may use the mean, which is not what SCL would contrast
+    if hasattr(config, "classifier_pooling"):  # ModernBERT may use the mean, but SCL contrasts the first token
         config.classifier_pooling = "bos" if config.model_type == "eurobert" else "cls"
 
 
 def load_head(source: str, head: nn.Linear, pooling: str, ce_temperature: float | None) -> bool:
-    """Loads the linear classifier of a checkpoint. Returns False if it has none for these features and classes."""
+    """Loads the linear classifier of a checkpoint into `head`. Returns False if no saved classifier fits."""
     file = Path(source, "head.safetensors")
     if not file.is_file():
         return False
@@ -192,9 +192,9 @@ def saved_classes(source: str) -> tuple[str, ...]:
 
 
 def match_classes(saved: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | None:
-    """Returns the row of the saved classifier for each wanted class, or None if the names are not the same.
+    """Returns the row of the saved classifier for each wanted class, or None if the class names differ.
 
-    The comparison ignores case and treats "-" as "_".
+    The comparison of class names ignores case and treats "-" as "_".
     """
     if saved == wanted:
         return list(range(len(wanted)))
@@ -212,7 +212,7 @@ def reorder(layer: nn.Linear, rows: list[int]) -> None:
 
 
 def check_weights(model: Model, source: str) -> None:
-    """Checks the weights and evaluates one text. Checks that the classifier reads only the features."""
+    """Checks that all weights are finite, that the model accepts a text, and that the classifier uses only features."""
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise UserError(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")
     class_logits, _ = try_text(model, source)
@@ -231,7 +231,7 @@ def try_text(model: Model, source: str) -> tuple[Tensor, Tensor]:
 
 
 def freeze_unused(model: Model, source: str) -> None:
-    """Freezes the parameters that no output depends on. DistributedDataParallel would wait for their gradients."""
+    """Freezes parameters that no output uses, because DistributedDataParallel would wait for their gradients."""
     class_logits, features = try_text(model, source)
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(class_logits.sum() + features.sum(), parameters, allow_unused=True)

@@ -1,7 +1,7 @@
-"""The machine: device, precision, and the processes that torchrun starts (the ranks).
+"""Chooses the device and the precision, and connects the ranks (the processes that torchrun starts).
 
-Each rank trains on its share of every batch (`fit` in finetune.py). It computes the loss of the whole batch
-(`objective`) and evaluates its share of the examples (`predict`). Only rank 0 prints and writes files.
+Each rank trains on its share of every batch (`fit` in finetune.py), but computes the loss of the whole batch
+(`objective`). Each rank evaluates its share of the examples (`predict`). Only rank 0 prints and writes files.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A record describes one finished run: its setting, its results and the machine. It is one line of results.jsonl."""
+"""Reads and writes records. A record is a line of results.jsonl with the setting and the results of a finished run."""
 
 import contextlib
 import fcntl
@@ -19,13 +19,13 @@ import numpy as np
 from parts.data import Split
 from parts.errors import UserError, first_line, one_line
 
-MACHINE_FLAGS = ("data_dir", "device", "out", "save", "save_every", "dry_run")  # they do not change the results
-ARM_AND_SEED = re.compile(r"(.+)-seed\d+-[0-9a-f]{6}$")  # the name of a run: its arm, its seed and a digest
+MACHINE_FLAGS = ("data_dir", "device", "out", "save", "save_every", "dry_run")  # flags without effect on the results
+ARM_AND_SEED = re.compile(r"(.+)-seed\d+-[0-9a-f]{6}$")  # name of a run: arm (task and method), seed, digest
 
 
 def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, seed: int,
               splits: tuple[Split, ...], max_length: int, processes: int) -> dict:  # fmt: skip
-    """Returns the full setting of a run, with every default resolved. The name of the run ends with its digest."""
+    """Returns the setting of a run, including all default values. The run's name ends with a digest of the setting."""
     train_size = len(splits[0])
     per_epoch = max(1, train_size // args.batch_size)
     steps_by_epochs = math.ceil(args.epochs * per_epoch) if args.epochs else max(10 * per_epoch, 200)
@@ -47,9 +47,9 @@ def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, 
 
 
 def base_model(model: str) -> str:
-    """Returns the model itself, or for a checkpoint of this project a name without its method and seed.
+    """Returns the name of a model. Removes the method and the seed from the name of a checkpoint of this project.
 
-    A transfer run with CE and one with CE + SCL start from two checkpoints, but they belong to the same setting.
+    In a transfer experiment, the CE run and the CE + SCL run start from two checkpoints, but have the same setting.
     """
     arm = ARM_AND_SEED.match(model.rstrip("/"))
     return re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?$", "", arm[1]) if arm else model.rstrip("/")
@@ -57,7 +57,7 @@ def base_model(model: str) -> str:
 
 def print_setting(config: dict, splits: tuple[Split, ...], names: tuple[str, ...], model: str,
                   warnings: list[str]) -> None:  # fmt: skip
-    """Prints what is trained on what. `model` describes the network, `names` are the classes."""
+    """Prints the model, the data and the hyperparameters of a run. `model` is a summary, `names` are the classes."""
     train, validation, _ = splits
     noise = f" with {config['noise']} noise {config['noise_level']:g}" if config["noise"] else ""
     batch_size = min(config["batch_size"], len(train))
@@ -77,7 +77,7 @@ def print_setting(config: dict, splits: tuple[Split, ...], names: tuple[str, ...
     for warning in warnings:
         print(f"  warning: {warning}")
     if config["model"] == "demo":
-        print("  this encoder is tiny and starts from random weights: a smoke test, not a result")
+        print("  this run is only a smoke test, because the encoder is tiny and starts from random weights")
 
 
 def print_result(record: dict, test: Split, names: tuple[str, ...]) -> None:
@@ -86,7 +86,7 @@ def print_result(record: dict, test: Split, names: tuple[str, ...]) -> None:
     print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
           "{seconds:.0f} s".format(**record) + f"; largest class: {share:.3f} ({largest})")
     if record["test_accuracy"] < share:
-        print(f"  warning: a classifier that always answers {largest} is better than this run")
+        print(f"  warning: a classifier that always predicts {largest} is more accurate than this run")
     if record["lam"]:
         scl, lowest, collapsed = (record[name] for name in ("scl", "scl_lowest", "scl_collapsed"))
         if collapsed - scl < 0.1 * (collapsed - lowest):
@@ -98,7 +98,7 @@ def class_sizes(split: Split, names: tuple[str, ...]) -> np.ndarray:
 
 
 def read_records(file: Path, quiet: bool = False) -> list[dict]:
-    """Reads the records of a file, oldest first. Skips a line that is no record, and reports it unless `quiet`."""
+    """Reads the records of a file, oldest first. Skips lines that are not records, with a message unless `quiet`."""
     records = []
     text = file.read_text(encoding="utf-8", errors="replace") if os.path.isfile(file) else ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -109,12 +109,12 @@ def read_records(file: Path, quiet: bool = False) -> list[dict]:
         if isinstance(record, dict) and isinstance(record.get("run"), str):
             records.append(record)
         elif not quiet:
-            print(f"{file}, line {number} is not a record; it was skipped", file=sys.stderr)
+            print(f"{file}, line {number} is not a record; the line was skipped", file=sys.stderr)
     return records
 
 
 def open_results(out: Path) -> None:
-    """Checks before training that the record can be written."""
+    """Checks before training that the file of the records can be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         open(out / "results.jsonl", "ab").close()
@@ -124,7 +124,7 @@ def open_results(out: Path) -> None:
 
 
 def append_record(file: Path, record: dict) -> None:
-    """Appends a record, unless another process has already written this run. Completes a torn last line first."""
+    """Appends a record, unless the file has a record of the same run. Completes a last line that is incomplete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b") as results:
         fcntl.flock(results, fcntl.LOCK_EX)
@@ -144,19 +144,19 @@ def method_name(record: dict) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path. At the end the file or folder written there replaces `path`.
+    """Yields a temporary path. At the end, the file or folder at the temporary path replaces `path`.
 
-    A kill never leaves half of a file or folder.
+    Therefore `path` is never incomplete, even if the process is killed.
     """
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove(part)  # a killed process may have left one
+    remove(part)  # a killed process may have left this path
     try:
         yield part
         if path.is_dir():  # `replace` cannot overwrite a folder
             remove(path)
         part.replace(path)
-    except Exception as error:  # libraries raise many types when a disk is full
+    except Exception as error:  # a full disk can raise any type of exception
         raise UserError(f"{path} cannot be written ({first_line(error)}); make room and repeat the command") from error
     finally:
         remove(part)

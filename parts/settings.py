@@ -1,7 +1,7 @@
 """Groups records into settings and rows, and finds the rows that may be compared.
 
-A setting is everything that CE and CE + SCL must share to be compared: task, shots, encoder, noise, batch size and
-every other flag. A row is one method of a setting, with its learning rates and number of steps. The records of a row
+A setting has all values that CE and CE + SCL must share in a comparison: task, shots, encoder, noise, batch size and
+all other flags. A row is one method of a setting, with its learning rates and number of steps. The records of a row
 differ only in their seeds.
 """
 
@@ -17,27 +17,27 @@ from parts.errors import UserError, explain_errors
 from parts.records import ARM_AND_SEED, base_model, method_name, read_records
 from parts.tasks import TASKS
 
-# A setting is every field of a record except these. So a new flag of finetune.py never mixes two settings.
+# NOT_SETTING has the fields that may differ within a setting. A new flag is part of the setting by default.
 RESULTS = ("run", "arm", "ce", "scl", "scl_lowest", "scl_collapsed", "best_step", "validation_accuracy",
            "validation_accuracies", "test_accuracy", "test_macro_f1", "test_mcc", "test_correct", "seconds")
 ROW = ("lam", "tau", "ce_temperature", "lr", "head_lr", "steps", "eval_every")
 MACHINE = ("device", "cpu_capability", "python", "torch", "transformers", "commit", "data_dir", "processes")
 FROM_SEED_OR_DATA = ("seed", "train_checksum", "validation_checksum", "train_size", "validation_size", "num_texts",
-                     "model")  # `base_model` takes the place of `model`
+                     "model")  # a setting has `base_model` instead of `model`
 NOT_SETTING = {*RESULTS, *ROW, *MACHINE, *FROM_SEED_OR_DATA}
 NOISE = ("noise", "noise_level", "translators")
-CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # lam, tau and ce_temperature: the first fields of ROW
+CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # values of lam, tau and ce_temperature
 
 TEXTS = ("task", "model", "pooling", "precision", "train_checksum", "validation_checksum", "test_checksum")
 LIMITS = {"lam": (0, 1), "lr": (0, 1e9), "head_lr": (0, 1e9), "steps": (1, 1e9), "eval_every": (1, 1e9),
-          "seed": (0, 1e15), "max_length": (1, 1e9), "test_size": (1, 1e9)}  # possible values of needed numbers
+          "seed": (0, 1e15), "max_length": (1, 1e9), "test_size": (1, 1e9)}  # lowest and highest valid value
 RESULT_LIMITS = {"validation_accuracy": (0, 1), "test_accuracy": (0, 1), "seconds": (0, 1e9)}
 
-Row = dict[int, dict]  # the records of a row, by seed
-Settings = dict[tuple, dict[tuple, Row]]  # setting -> values of ROW -> row
+Row = dict[int, dict]  # maps a seed to its record
+Settings = dict[tuple, dict[tuple, Row]]  # maps a setting and the values of ROW to a row
 
-# Test accuracies in the paper: CE, and CE + SCL with the best of 24 (lam, tau). The keys are task, shots and the
-# temperature of back-translation. Tables 2 and 3; Table 5 for the whole training set; then the transfer from SST-2.
+# Test accuracies of CE and of CE + SCL (the best of 24 pairs of lam and tau) in the paper, Tables 2, 3 and 5.
+# The keys are task, shots and the temperature of back-translation. The last two tasks are the transfer from SST-2.
 PAPER = {
     ("sst2", "20", None): (85.9, 88.1), ("qnli", "20", None): (65.0, 75.7), ("mnli", "20", None): (39.3, 42.7),
     ("sst2", "100", None): (91.1, 92.8), ("qnli", "100", None): (81.9, 82.5), ("mnli", "100", None): (59.2, 61.1),
@@ -53,7 +53,7 @@ PAPER = {
 
 
 def read_settings(files: list[str]) -> Settings:
-    """Reads the records of all files. A run that is in two files counts once; two results for one seed are refused."""
+    """Reads the records of all files. A run in two files counts once. Two results for the same seed are an error."""
     settings: Settings = {}
     for file in files:
         file = os.path.join(file, "results.jsonl") if os.path.isdir(file) else file
@@ -73,7 +73,7 @@ def read_settings(files: list[str]) -> Settings:
 
 
 def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> dict:
-    """Checks a record and adds what follows from its fields: setting, method, N, the paper's gain, right answers."""
+    """Checks a record and adds derived fields: setting, row, method, size, the paper's gain and correct predictions."""
     with explain_errors(flag, source, "a record that finetune.py wrote"):
         check(record, limits)
         arm = ARM_AND_SEED.match(record["run"])  # old records lack arm and base_model
@@ -84,11 +84,11 @@ def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> 
         record["size"] = f"{per_class} a class" if per_class else str(record["shots"] or "all")
         record["setting"] = tuple(sorted(named.items()))
         record["row"] = tuple(map(record.get, ROW))
-        hash(record["row"])  # a list is not hashable and has no place there
+        hash(record["row"])  # raises TypeError for a list, which is invalid here
         record["method"] = method_name(record)
         record["papers_gain"] = papers_gain(record)
         record["noise_text"] = f"{record['noise']} {record['noise_level']:g}" if record["noise"] else ""
-        if "test_correct" in record:  # a bit for each test example, in hexadecimal
+        if "test_correct" in record:  # one bit per test example, in hexadecimal
             bits = np.unpackbits(np.frombuffer(bytes.fromhex(record["test_correct"]), np.uint8))
             record["correct"] = bits[: record["test_size"]].reshape(record["test_size"]).astype(int)
         return record
@@ -106,7 +106,7 @@ def check(record: dict, limits: dict[str, tuple]) -> None:
 
 
 def shown(record: dict) -> dict:
-    """Returns the record as tables show it: the last name of folders, and no values that follow from other fields."""
+    """Returns the record for a table, with the last name of each folder path and without values that are defaults."""
     usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
     derived = {name: None for name, value in usual.items() if record[name] == value}
     folders = {"model": Path(record["base_model"]).name or record["base_model"],
@@ -116,14 +116,14 @@ def shown(record: dict) -> dict:
 
 
 def compared_fields(records: list[dict]) -> list[str]:
-    """Returns the fields that a table names: those of the settings, then learning rates and steps."""
+    """Returns the names of the fields that a table compares: fields of the settings, then learning rates and steps."""
     names = dict.fromkeys(name for record in records for name in record if name in dict(record["setting"]))
     unnamed = ("task", "shots", "shots_per_class", "base_model", "test_checksum", "test_size")
     return ["model", *(name for name in names if name not in unnamed), *ROW[3:]]
 
 
 def papers_gain(record: dict) -> float | None:
-    """Returns CE + SCL minus CE in the paper, in points, if the paper has this method and setting."""
+    """Returns CE + SCL minus CE in the paper, in percentage points, or None if the paper has no such result."""
     is_its_method = tuple(record[name] for name in ROW[:3]) == CE_SCL
     is_like_it = record.get("batch_size") == 16 and record["noise"] in (None, "backtranslation")
     is_from_sst2 = is_transfer(record) and Path(record["base_model"]).name.startswith("sst2-")
@@ -143,14 +143,15 @@ def describe(record: dict) -> str:
 
 
 def first(row: Row) -> dict:
-    """Returns one record of a row. It stands for the row where only setting and method matter."""
+    """Returns one record of a row, for the fields that all records of a row share."""
     return next(iter(row.values()))
 
 
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
-    """Returns the row of a method with the learning rates and steps of the record, otherwise its only row or {}.
+    """Returns the row of a method that has the same learning rates and steps as the record.
 
-    With lam = 1 the classifier is trained alone afterwards, so its learning rate has no counterpart in other methods.
+    If there is no such row, returns the only row of the method, or {} if the method has several rows. For a record with
+    lam = 1, ignores the classifier's learning rate, because only lam = 1 has a second stage for the classifier.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
     candidates = [row for key, row in rows.items() if key[:3] == method]
@@ -166,7 +167,7 @@ def values(row: Row, name: str) -> np.ndarray:
 
 
 def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
-    """Returns row minus other for every seed that both have. Checks that both used the same data in these splits."""
+    """Returns `row` minus `other` for each seed in both rows. Checks that both rows have the same data in `splits`."""
     seeds = [seed for seed in sorted(row) if seed in other]
     for seed, split in itertools.product(seeds, splits):
         if other[seed][f"{split}_checksum"] != row[seed][f"{split}_checksum"]:
@@ -176,9 +177,9 @@ def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_
 
 
 def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
-    """Returns each row of CE + SCL (0.9, 0.3) with its row of CE.
+    """Returns each row of CE + SCL (lam 0.9, tau 0.3) with the matching row of CE.
 
-    If CE has several rows and none has the same learning rates and steps, the only row in the same file is used.
+    If `matching_row` finds no row of CE in all files, only the file of the CE + SCL row is searched.
     """
     effects = []
     for rows in read_settings(files).values():
@@ -193,7 +194,10 @@ def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
 
 
 def read_grid(files: list[str]) -> tuple[dict[tuple, Row], Row]:
-    """Returns the cells, (lam, tau) -> row, and the row of CE. All have one setting, and cells have the same seeds."""
+    """Returns a dictionary from (lam, tau) to a row, and the row of CE.
+
+    Checks that all rows have the same setting, and that all pairs (lam, tau) have the same seeds.
+    """
     settings = read_settings(files)
     first_setting, *others = settings
     for other in others:

@@ -1,4 +1,4 @@
-"""The state of a training run: everything that changes from one step to the next, and the file that stores it."""
+"""Holds the state of a training run (everything that changes from step to step), and saves and loads this state."""
 
 import glob
 import sys
@@ -17,11 +17,11 @@ from parts.records import atomic_write
 
 
 class Diverged(Exception):
-    """The loss became NaN or infinite. This run stops; a sweep continues with its next run."""
+    """Reports that the loss became NaN or infinite. The run stops; a sweep continues with the next run."""
 
 
 class Training:
-    """A model in training, with its optimiser, its learning rate schedule and the results so far."""
+    """Holds a model in training with its optimiser, its learning rate schedule and its results so far."""
 
     def __init__(self, model: Model, config: dict, classifier_only: bool = False):
         self.model, self.config, self.classifier_only = model, config, classifier_only
@@ -34,20 +34,20 @@ class Training:
         self.network = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
         if config["compile"]:
             self.network = torch.compile(self.network, dynamic=True)
-        self.step = 0  # the current step, counted from 1
+        self.step = 0  # number of the current step, from 1
         self.losses: list[dict[str, Tensor]] = []  # one entry per step since the last validation
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None, "validation_accuracies": []}
         self.started = time.perf_counter()
 
     def mean_losses(self) -> dict[str, float]:
-        """Returns the mean losses since the last validation. This call waits for the device."""
+        """Returns the mean losses since the last validation. Waits until the device has computed the losses."""
         sums = {name: sum(losses[name] for losses in self.losses) for name in self.losses[0]}
-        means = torch.stack([total / len(self.losses) for total in sums.values()]).tolist()  # one transfer for all
+        means = torch.stack([total / len(self.losses) for total in sums.values()]).tolist()  # one copy for all losses
         return dict(zip(sums, means, strict=True))
 
     def record_accuracy(self, accuracy: float) -> None:
-        """Notes the validation accuracy of the current step. Keeps the weights if no earlier accuracy is higher."""
+        """Records the validation accuracy of the current step. Copies the weights if no earlier accuracy is higher."""
         self.result["validation_accuracies"].append([self.step, accuracy])
         if not self.best_weights or accuracy >= self.result["validation_accuracy"]:
             self.result |= {"best_step": self.step, "validation_accuracy": accuracy}
@@ -67,7 +67,7 @@ class Training:
 
     @classmethod
     def start_or_resume(cls, config: dict, model: Model, state: Path) -> "Training":
-        """Returns the saved state of this run, or a new start. Reports saved states of other settings."""
+        """Loads the saved state of this run, or starts a new run. Prints a note if other settings have saved states."""
         if any_rank(state.is_file(), model.backbone.device):
             training = cls.load(state, model, config)
             print(f"resuming after step {training.step}, from {state}")
@@ -79,7 +79,7 @@ class Training:
 
     @classmethod
     def load(cls, file: Path, model: Model, config: dict) -> "Training":
-        """Restores the state that `save` has written. Checks the file's checksums first."""
+        """Restores the state that `save` has written, after a check of the checksums in the file."""
         with explain_errors("--save-every", file, "the saved state of this run; delete the file to start again"):
             if damaged := zipfile.ZipFile(file).testzip():
                 raise ValueError(f"{damaged} is damaged")
@@ -96,8 +96,8 @@ class Training:
 def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.optim.Optimizer:
     """Returns AdamW with fairseq's settings for GLUE. The classifier has its own learning rate.
 
-    Biases and layer norms have no weight decay. With lam = 1 SCL does not train the classifier, so the classifier has
-    no weight decay until its own stage. In that stage the encoder is frozen.
+    Biases and layer norms have no weight decay. With lam = 1, SCL does not train the classifier, so the classifier has
+    no weight decay in the first stage. In the second stage (`classifier_only`), the encoder is frozen.
     """
     classifier, groups = model.classifier_names(), dict[tuple[float, float], dict]()
     for name, parameter in model.named_parameters():

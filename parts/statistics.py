@@ -1,4 +1,4 @@
-"""Computes confidence intervals and means over settings, and the rows and closing lines of a table."""
+"""Computes confidence intervals, means over settings, and the rows and summary lines of a table."""
 
 from collections import Counter
 
@@ -9,28 +9,28 @@ from parts.settings import CE, NOISE, Row, Settings, first, matching_row, paired
 
 
 def top_three(row: Row) -> tuple[float, float]:
-    """Returns mean and standard deviation of the test accuracy of the best three seeds by validation, as the paper.
+    """Returns the mean and standard deviation of test accuracy over the three seeds with the best validation accuracy.
 
-    If several seeds tie for the last places, the mean and the variance are averaged over every choice among them.
+    If several seeds tie for third place, averages the mean and the variance over all choices among the tied seeds.
     """
     validation, test = values(row, "validation_accuracy"), values(row, "test_accuracy")
     cut = np.sort(validation)[-3]
     above, tied = test[validation > cut], test[validation == cut]
     k, n = 3 - len(above), len(tied)
     total = above.sum() + k * tied.mean()
-    total_variance = k * (n - k) / max(n - 1, 1) * tied.var()  # of a draw without replacement
+    total_variance = k * (n - k) / max(n - 1, 1) * tied.var()  # variance of a draw without replacement
     squares = (above**2).sum() + k * (tied**2).mean()
     variance = (squares - (total**2 + total_variance) / 3) / 2
     return total / 3, max(variance, 0) ** 0.5
 
 
 def top_three_gain(row: Row, ce: Row) -> float | None:
-    """Returns the top-three mean of a row minus that of CE, or None if either has fewer than ten seeds."""
+    """Returns the top-three mean of a row minus CE's top-three mean, or None if a row has fewer than ten seeds."""
     return top_three(row)[0] - top_three(ce)[0] if min(len(row), len(ce)) >= 10 else None
 
 
 def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
-    """Returns the mean with its 95 % interval by Student's t. One pair has no interval (NaN)."""
+    """Returns the mean and its 95 % confidence interval (Student's t). The interval of a single difference is NaN."""
     numbers = np.array(list(differences.values()))
     n, mean = len(numbers), numbers.mean()
     half = stdtrit(n - 1, 0.975) * numbers.std(ddof=1) / n**0.5 if n > 1 else np.nan
@@ -40,7 +40,7 @@ def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
 def test_set_error(row: Row, other: Row) -> float | None:
     """Returns the standard error of the mean paired difference over the test examples.
 
-    Returns None if a record lacks the answers.
+    Returns None if a record does not say which predictions are correct.
     """
     pairs = [(row[seed], other[seed]) for seed in row if seed in other]
     if not pairs or any("correct" not in record for pair in pairs for record in pair):
@@ -49,9 +49,9 @@ def test_set_error(row: Row, other: Row) -> float | None:
     return gains.std() / len(gains) ** 0.5
 
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns the mean cosine over pairs of examples of one class, and over pairs of two classes.
+    """Returns the mean cosine of pairs from the same class and the mean cosine of pairs from different classes.
 
-    |sum of z|^2 is the sum of all cosines, so no N x N matrix is needed. The cosine of an example with itself is 1.
+    |sum of z|^2 is the sum of all cosines, including cosine 1 of each example with itself. No N x N matrix is needed.
     """
     z = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
     sizes = np.unique(labels, return_counts=True)[1]
@@ -67,24 +67,25 @@ def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def agree(intervals: list[tuple[float, float, float]]) -> bool:
-    """Returns whether the means have one sign and all intervals overlap. Otherwise their mean describes no setting."""
+    """Returns whether all means have the same sign and all intervals overlap, so that a mean of the means is useful."""
     means, lows, highs = np.array(intervals).T
     has_one_sign = min(means) >= 0 or max(means) <= 0
-    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # a setting without an interval (NaN) contradicts none
+    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # NaN overlaps with every interval
     return bool(has_one_sign and overlap)
 
 
 def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, float]:
-    """Returns the mean over settings with its 95 % t interval. A setting is a task and its differences by seed.
+    """Returns the mean over settings with its 95 % t interval. `gains` has the task and differences of each setting.
 
-    A seed's 20 examples are part of its 100 examples, so the settings of a task are not independent, but its seeds
-    are. So the variance is that of seeds, each with all its settings. For one setting this is `t_interval`. There is
-    no interval (NaN) if a task has fewer than five seeds.
+    With the same seed, a 20-shot sample is part of the 100-shot sample, so the settings of a task are dependent. The
+    seeds of a task are independent. The variance is therefore computed over seeds, after a sum over the settings of
+    each task. For a single setting, the result equals `t_interval`. The interval is NaN if a task has fewer than five
+    seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0
     for task in dict.fromkeys(task for task, _ in gains):
-        pulls: dict[int, float] = Counter()  # what each seed adds to the sum of the task's means
+        pulls: dict[int, float] = Counter()  # contribution of each seed to the sum of the task's means
         for (other, differences), mean in zip(gains, means, strict=True):
             if other == task:
                 for seed, gain in differences.items():
@@ -99,8 +100,8 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, float]:
     """Returns the random-effects mean with its 95 % interval, the prediction interval of a new setting, and I2.
 
-    DerSimonian and Laird (1986). I2 is the share of the variance between settings that seeds do not explain. The
-    intervals use Student's t with k - 1 and k - 2 degrees of freedom for k settings, at least three.
+    The method is from DerSimonian and Laird (1986). I2 is the share of the variance between settings that seeds do not
+    explain. With k >= 3 settings, Student's t has k - 1 degrees of freedom for the mean and k - 2 for the prediction.
     """
     numbers = [np.array(list(differences.values())) for differences in settings]
     means, errors = np.array([(x.mean(), max(x.var(ddof=1) / len(x), 1e-12)) for x in numbers]).T  # never 0
@@ -121,17 +122,17 @@ COLUMNS = ("n", "validation", "all seeds", "top 3 by validation", "minus CE [95 
 EXPLAINED = {
     "validation": "mean validation accuracy in %, to choose among several rows of a method",
     "all seeds": "test accuracy in %, mean ± sample standard deviation over n seeds",
-    "top 3 by validation": "the same for the three seeds with the best validation accuracy, the paper's protocol",
-    "minus CE [95 %]": "mean paired difference to CE over seeds, with Student's t interval for this row alone. CE has "
-                       "the same learning rates and steps, or is the only row of CE",
-    "its test s.e.": "standard error of minus CE over the test examples: the effect of other test examples",
-    "paper's gain": "the paper's top 3 of CE + SCL with the best of 24 (lam, tau), minus its top 3 of CE",
-    "top 3 minus CE's": "our difference between the two values of top 3 by validation, to compare with paper's gain",
-    "on validation [95 %]": "the same difference on the validation examples, which also chose the checkpoint",
+    "top 3 by validation": "test accuracy in % of the three seeds with the best validation accuracy, as in the paper",
+    "minus CE [95 %]": "mean paired difference between this row and CE over seeds, with Student's t interval. CE has "
+                       "the same learning rates and steps as this row, or is the only row of CE",
+    "its test s.e.": "standard error of minus CE over the test examples, for the choice of the test examples",
+    "paper's gain": "top 3 of CE + SCL with the best of 24 (lam, tau), minus top 3 of CE, both from the paper",
+    "top 3 minus CE's": "top 3 by validation of this row minus top 3 of CE, to compare with paper's gain",
+    "on validation [95 %]": "mean paired difference to CE on the validation examples, which also chose the checkpoint",
     "minus clean [95 %]": "mean paired difference to the same method without noise",
     "test s.e.": "binomial standard error of the accuracy, for the size of the test set",
-    "mean over settings": "95 % t interval; the independent parts are the seeds of a task with all their settings. "
-                          "Settings in which a method has several rows do not count",
+    "mean over settings": "mean difference with 95 % t interval; the seeds of a task are independent, the settings are "
+                          "not. Settings in which a method has several rows do not count",
     "random effects": "DerSimonian-Laird mean, which treats the settings as a sample of all settings; I2 is the share "
                       "of the variance between settings that seeds do not explain",
 }
@@ -142,7 +143,7 @@ def percent(mean: float, std: float | None = None) -> str:
 
 
 def spread(numbers: np.ndarray, digits: int) -> str:
-    """Returns mean ± sample standard deviation, or the number itself if there is only one."""
+    """Returns mean ± sample standard deviation. A single number has no standard deviation."""
     mean = f"{np.mean(numbers):.{digits}f}"
     return f"{mean} ± {np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else mean
 
@@ -156,7 +157,7 @@ def difference(mean: float, low: float, high: float) -> str:
 
 
 def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
-    """Returns the cells of a row. `ce` is its row of CE; `clean` is the row of the same method without noise."""
+    """Returns the cells of a row. `ce` is the row of CE to compare with; `clean` is the same row without noise."""
     record, n, test = shown(first(row)), len(row), values(row, "test_accuracy")
     gained = paired_differences(row, ce, "train", "validation", "test")
     on_validation = paired_differences(row, ce, measure="validation_accuracy")
@@ -198,7 +199,7 @@ def table_rows(settings: Settings) -> list[dict]:
 
 
 def summarise(rows: list[dict]) -> list[str]:
-    """Returns the lines below a table: the mean difference of each method over its settings."""
+    """Returns the summary lines below a table: the mean difference between each method and CE over the settings."""
     lines = []
     gains: dict[str, list[tuple[str, dict[int, float]]]] = {}
     for row in rows:

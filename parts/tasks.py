@@ -1,4 +1,4 @@
-"""Loads the tasks: files in GLUE's layout, folders of the user, and data sets of the hub.
+"""Loads tasks from files in GLUE's layout, from folders of the user, or from data sets on the hub.
 
     data = load_data("sst2", "glue", few_shot=True)
 """
@@ -17,16 +17,16 @@ from parts.files import FORMATS, Table, decode, read_table
 
 
 class Task(NamedTuple):
-    """A classification task: its data set on the hub, and its folder in GLUE's layout."""
+    """Describes a classification task: the data set on the hub and the local files in GLUE's layout."""
 
     folder: str
-    config: str | None  # on the hub
+    config: str | None  # name of the config on the hub
     hub_text: tuple[str, ...]  # text columns on the hub
-    labels: tuple[str, ...]  # in the order of the class numbers
-    text: tuple[str, ...] = ()  # text columns of the local files, if they differ from the hub's
+    labels: tuple[str, ...]  # class names in the order of the class numbers
+    text: tuple[str, ...] = ()  # text columns of local files, if different from hub_text
     label: str = "label"
-    test: str = "dev"  # the local file; GLUE hides the labels of its test set, so the validation set is used
-    header: tuple[str, ...] | None = None  # the columns of a local file that has no header
+    test: str = "dev"  # name of the local test file: GLUE's validation set, because GLUE's test set has no labels
+    header: tuple[str, ...] | None = None  # column names of local files without a header
     hub: str = "nyu-mll/glue"
 
 
@@ -50,11 +50,11 @@ SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val",
 
 
 def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
-    """Loads a task. No text of one split is in another split.
+    """Loads a task. Removes examples so that no text is in two splits.
 
-    With few shots, the official validation set of GLUE is divided once, with a fixed seed: half is the test set, and at
-    most 500 examples of the other half are the validation set. With all of train, the whole set is the test set.
-    The test set of Amazon and Yelp is 10,000 examples of the official one.
+    With few shots, a fixed seed divides GLUE's official validation set: one half is our test set, and at most 500
+    examples of the other half are our validation set. Without few shots, the whole official validation set is our test
+    set. For Amazon and Yelp, our test set has 10,000 examples of the official test set.
     """
     if task == "demo":
         return demo_data()
@@ -80,7 +80,7 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
 
 
 def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
-    """Returns the local file of each split. The dictionary is empty for the demo and for a data set of the hub."""
+    """Returns the local file of each split. The dictionary is empty for the demo and for a task from the hub."""
     if task.lower().replace("-", "") == "stsb":
         raise UserError(f"argument --task: {task} is regression, and SCL needs classes; mrpc and qqp are similar tasks")
     if data_dir and task not in TASKS:
@@ -101,7 +101,7 @@ def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
 
 
 def find_split(folder: Path, split: str) -> Path | None:
-    """Returns the file of a split in a folder of the user. Only the validation set may be missing."""
+    """Returns the file of a split in a folder of the user. Only the validation file may be missing (None)."""
     named = sorted(path for path in folder.iterdir() if path.name.split(".")[0].lower() in SPLIT_NAMES[split])
     found = [path for path in named if path.suffix.lower() in FORMATS and path.is_file()]
     if len(found) > 1:
@@ -116,7 +116,7 @@ def find_split(folder: Path, split: str) -> Path | None:
 
 
 def other_layout(folder: Path) -> str | None:
-    """Returns what to do with a folder that `save_to_disk` wrote or that has GLUE's layout."""
+    """Returns a hint for a folder that was written by `save_to_disk` or has GLUE's layout, otherwise None."""
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return "save_to_disk wrote this folder; write each split with to_parquet, for example to train.parquet"
     for name, task in TASKS.items():
@@ -131,7 +131,7 @@ def other_layout(folder: Path) -> str | None:
 
 
 def read_glue(file: Path, task: Task) -> Split:
-    """Reads a file of GLUE. Skips incomplete lines, as the copy on the hub does, and prints how many it skips."""
+    """Reads a file of GLUE. Skips incomplete lines, as in the hub's copy, and prints the number of skipped lines."""
     names = (*(task.text or task.hub_text), task.label)
     table = read_table(file, names, task.header)
     *texts, labels = (table.columns[name] for name in names)
@@ -139,16 +139,16 @@ def read_glue(file: Path, task: Task) -> Split:
     rows = [(number, texts, label) for number, texts, label in rows if label]
     if skipped := len(labels) + len(table.torn) - len(rows):
         lines = skipped + len(rows)
-        print(f"note: skipped in {file}: {skipped} of {lines} lines, because they are incomplete", file=sys.stderr)
-    classes = {str(number): number for number in range(len(task.labels))}  # GLUE writes a number or a name
+        print(f"note: skipped in {file}: {skipped} of {lines} lines that are incomplete", file=sys.stderr)
+    classes = {str(number): number for number in range(len(task.labels))}  # GLUE writes class numbers or names
     return to_split(file, rows, classes | {name: number for number, name in enumerate(task.labels)})
 
 
 def read_folder(folder: Path, files: dict[str, Path]) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Reads the splits in a folder of the user. The classes are the labels in the training file."""
+    """Reads all splits in a folder of the user. The classes of the task are the labels in the training file."""
     data_files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (*FORMATS, ".json", ".gz")]
     if unread := [path.name for path in data_files if path not in files.values()]:
-        print(f"note: not read from {folder}: {one_line(', '.join(unread), 100)}", file=sys.stderr)
+        print(f"note: not read from {folder}: the files {one_line(', '.join(unread), 100)}", file=sys.stderr)
     rows, has_pair = {}, {}
     for split, file in files.items():
         table = read_own(file, ("text", "label"), other_layout(folder))
@@ -158,7 +158,7 @@ def read_folder(folder: Path, files: dict[str, Path]) -> tuple[dict[str, Split],
     if len(has_pair) > 1:
         raise UserError(f"{has_pair[True]} has a column text_pair, but {has_pair[False]} has none; expected it in both")
     names = sorted({label for _, _, label in rows["train"]})
-    with contextlib.suppress(ValueError):  # not all names are whole numbers
+    with contextlib.suppress(ValueError):  # raised if a name is not a whole number
         names.sort(key=int)
     if len(names) == 1:
         raise UserError(f"{files['train']} has only the label {one_line(names[0], 60)}; expected two or more classes")
@@ -167,11 +167,11 @@ def read_folder(folder: Path, files: dict[str, Path]) -> tuple[dict[str, Split],
 
 
 def read_own(file: Path, needed: tuple[str, ...], hint: str | None = None) -> Table:
-    """Reads a file of the user, in which no value may be missing. Prints which columns it does not read."""
+    """Reads a file of the user and rejects missing values. Prints the names of columns that are not read."""
     table = read_table(file, needed, hint=hint)
     if unread := [name or "(no name)" for name in table.names if name not in table.columns]:
         names = one_line(", ".join(unread), 100)
-        print(f"note: not read from {file}: {names} (the second text of a pair is text_pair)", file=sys.stderr)
+        print(f"note: not read from {file}: the columns {names} (text_pair is read as second text)", file=sys.stderr)
     for row in table.torn:
         hint = "quote texts with commas" if file.suffix.lower() == ".csv" else "remove tabs from texts"
         raise UserError(f"{file}, row {row.number}: the number of fields is {row.actual_columns}, but the header has "
@@ -198,7 +198,7 @@ def to_split(file: Path, rows: list[tuple[int, tuple[str, ...], str]], classes: 
 
 
 def read_texts(file: str | Path) -> list[tuple[str, ...]]:
-    """Reads texts without labels. A file that is not a table has one text per line, or two with a tab between them."""
+    """Reads texts without labels, from a table or from a file with one text (or two, separated by a tab) per line."""
     file = Path(file)
     if file.suffix.lower() in FORMATS:
         rows = list(zip(*read_own(file, ("text",)).columns.values(), strict=True))
@@ -222,7 +222,7 @@ def read_texts(file: str | Path) -> list[tuple[str, ...]]:
 
 def load_hub(task: Task) -> dict[str, Split]:
     connect_hub()
-    import datasets  # after connect_hub, because the import reads whether the hub is offline
+    import datasets  # after connect_hub, because this import reads the offline mode of the hub
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()

@@ -359,7 +359,7 @@ def test_score_matches_classes_by_name_not_by_order(own, tmp_path, capsys):
     assert status("score", out / record["run"]) == 0
     captured = capsys.readouterr()
     assert f"| {1 - record['test_accuracy']:.4f} |" in captured.out
-    assert f"but its record has {record['test_accuracy']:.4f}" in captured.err
+    assert f"but the record has {record['test_accuracy']:.4f}" in captured.err
 
 
 def test_score_refuses_classes_of_other_names(checkpoints, own, capsys):

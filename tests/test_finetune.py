@@ -120,7 +120,7 @@ def test_lam_1_trains_the_classifier_in_a_second_stage_on_frozen_features(tmp_pa
     assert result["validation_accuracy"] > 0.7
     (record,) = run(tmp_path, "--shots", 20, "--lam", 1)
     assert record["head_lr"] == 1e-3 and record["scl"] > 0 and record["validation_accuracy"] > 0
-    assert "the second stage trains it alone, on frozen features" in capsys.readouterr().out
+    assert "a second stage trains the classifier on frozen features" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sampler, expected", [("shuffled", {0, 1, 2}), ("balanced", {2})])
@@ -272,7 +272,8 @@ def test_lam_0_has_neither_tau_nor_scl(tmp_path):
 
 def test_batches_without_a_positive_pair_are_reported(tmp_path, capsys):
     (record,) = run(tmp_path, "--shots", 20, "--batch-size", 2)
-    assert record["scl"] == 0 and "no batch of three or more examples had two of one class" in capsys.readouterr().out
+    assert record["scl"] == 0
+    assert "no batch of three or more examples had two examples of one class" in capsys.readouterr().out
 
 
 def save_translator(folder, seed):
@@ -343,7 +344,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_best_checkpoint(tm
     flags = ["--task", "demo", "--shots", "20", "--max-steps", "60", "--eval-every", "1", "--warmup-ratio", "1"]
     assert finetune.main([*flags, "--lr", "1e38", "--save-every", "1", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "not finite by step 2" in error and "keeps step 1, the best before" in error
+    assert error.count("\n") == 1 and "not finite by step 2" in error and "is from step 1, the best step" in error
     assert "try a smaller --lr" in error and not read_records(tmp_path / "results.jsonl")
     (folder,) = (path for path in tmp_path.iterdir() if path.name != "results.jsonl")  # and no saved state
     assert all(weight.isfinite().all() for weight in load_file(folder / "model.safetensors").values())
@@ -432,8 +433,9 @@ def test_a_sweep_prints_its_progress_and_the_command_for_the_table(tmp_path, cap
     assert [line.split(":")[0] for line in starts] == [f"run {i} of 4" for i in (1, 2, 3, 4)]
     assert [line.split(", ")[1:] for line in starts] == [
         [], ["about 3.0 h left"], ["about 2.0 h left"], ["about 60 min left"]]
-    assert lines.count("no checkpoint; a sweep keeps them with --save") == 4
-    assert lines[-1] == f"records in {tmp_path / 'results.jsonl'}; for a table: python eval.py table {tmp_path}"
+    assert lines.count("no checkpoint; --save keeps checkpoints in a sweep") == 4
+    results = tmp_path / "results.jsonl"
+    assert lines[-1] == f"the records are in {results}; this command prints a table: python eval.py table {tmp_path}"
 
 
 def test_a_finished_run_prints_its_result_and_is_not_repeated(tmp_path, capsys):
@@ -444,7 +446,7 @@ def test_a_finished_run_prints_its_result_and_is_not_repeated(tmp_path, capsys):
     run(tmp_path, "--shots", 20, "--seed", 0)
     again = capsys.readouterr().out
     assert result in again and "{" not in again and "step 4/4" not in again
-    assert "this run is finished; to repeat it, delete its line in" in again
+    assert "this run is finished; to repeat the run, delete its line in" in again
     assert len(run(tmp_path, "--shots", 20, "--seed", 0, 1)) == 2
 
 

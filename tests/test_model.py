@@ -67,7 +67,7 @@ def test_a_mean_checkpoint_is_an_encoder_with_a_classifier_in_its_own_file(check
     predicted = (features @ head["weight"].T + head["bias"]).argmax(dim=1).numpy()
     assert (predicted == test.labels).mean() == pytest.approx(record["test_accuracy"])
     assert encoder.config.id2label == {0: "negative", 1: "positive"}
-    assert "answers at random" in (folder / "README.md").read_text()
+    assert "predicts at random" in (folder / "README.md").read_text()
 
 
 def test_other_users_can_read_a_checkpoint(checkpoints):

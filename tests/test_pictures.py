@@ -15,8 +15,17 @@ from parts.errors import UserError
 from parts.settings import LIMITS, complete, read_effects, read_grid
 
 RESULTS = Path(pictures.__file__).parents[1] / "results"
-SEED, MEAN, GROUP = "a seed", "mean of the seeds, 95 % interval", "mean of a group, 95 % interval"
-PAPERS, TOP = "the paper's top 3 minus CE's, RoBERTa-Large", "top 3 by validation minus CE's top 3"
+SEED, MEAN, GROUP = "a seed", "mean, 95 % interval", "mean of a group"
+MINUS = "\N{MINUS SIGN}"
+PAPERS, TOP = "the paper's top 3 minus CE's", "top 3 minus CE's top 3"
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The figures that were saved. Only then do they have their final size."""
+    figures, save = [], pictures.save
+    monkeypatch.setattr(pictures, "save", lambda figure, *args: (figures.append(figure), save(figure, *args)))
+    return figures
 
 
 @pytest.fixture
@@ -51,17 +60,18 @@ def marks(figure, label):
 
 def test_effects_shows_each_setting_with_seeds_mean_interval_and_the_papers_gain(tmp_path, drawn):
     gains = [0.01, 0.03, -0.02, 0.04, 0.05]
-    file = write(tmp_path, *pairs(gains), *pairs(gains[:3], task="qnli"), *pairs([0.02], shots=1000))
+    file = write(tmp_path, *pairs(gains), *pairs(gains[:3], task="qnli"), *pairs([-0.02], shots=1000))
     figure = effects(drawn, file)
     assert lines_of(figure) == ["encoder, cls pooling, lr 1e-5, 200 steps", "SST-2, N = 20", "QNLI, N = 20",
                                 "SST-2, N = 1000"]
-    assert marks(figure, MEAN) == [(pytest.approx(2.2), 1), (pytest.approx(2 / 3), 2), (pytest.approx(2), 3)]
+    assert marks(figure, MEAN) == [(pytest.approx(2.2), 1), (pytest.approx(2 / 3), 2), (pytest.approx(-2), 3)]
     assert sorted(x for x, y in marks(figure, SEED) if 1 < y < 2) == pytest.approx(sorted(100 * x for x in gains))
-    assert marks(figure, PAPERS) == [(pytest.approx(2.2), 1), (pytest.approx(10.7), 2), (pytest.approx(0.1), 3)]
+    assert [x for x, _ in marks(figure, PAPERS)] == pytest.approx([2.2, 10.7, 0.1])
     low, high = scipy.stats.t.interval(0.95, 4, 2.2, scipy.stats.sem(100 * np.array(gains)))
     assert any(line.get_xdata() == pytest.approx([low, high]) for line in figure.axes[0].lines
                if line.get_label() == "_interval")
-    assert [text.get_text() for text in figure.axes[0].texts if text.get_text()[0] in "+-"] == ["+2.2", "+0.7", "+2.0"]
+    numbers = [text.get_text() for text in figure.axes[0].texts if text.get_text()[0] in f"+-{MINUS}"]
+    assert numbers == ["+2.2", "+0.7", f"{MINUS}2.0"]
 
 
 def test_our_top_three_stands_where_the_papers_stands(tmp_path, drawn):
@@ -69,7 +79,7 @@ def test_our_top_three_stands_where_the_papers_stands(tmp_path, drawn):
     ten = [fake(seed, lam, 0.7 + (lam > 0) * seed / 100, seed / 10) for seed in range(10) for lam in (0, 0.9)]
     other = [record | {"shots": 50} for record in ten]  # the paper has no such setting
     figure = effects(drawn, write(tmp_path, *ten, *other, *pairs([0.01, 0.02], task="qnli")))
-    assert marks(figure, TOP) == [(pytest.approx(8), lines_of(figure).index("SST-2, N = 20") - 0.02)]
+    assert marks(figure, TOP) == [(pytest.approx(8), lines_of(figure).index("SST-2, N = 20") - 0.23)]
 
 
 def test_a_group_has_a_mean_only_if_its_settings_agree(tmp_path, drawn):
@@ -101,11 +111,12 @@ def test_a_label_names_what_is_not_usual(tmp_path, drawn):
     ce, scl = pairs([0.01], shots=100)
     records = [*pairs([0.01]), *pairs([0.01], task="qnli"), *pairs([0.01], task="/my/TREC6", batch_size=64),
                *pairs([0.01], pooling="mean"), ce | {"lr": 2e-5, "head_lr": 2e-5, "steps": 100}, scl,
-               *pairs([0.01], task="rte", head_lr=1e-3), *pairs([0.01], noise="word", noise_level=0.3)]
+               *pairs([0.01], task="rte", head_lr=1e-3), *pairs([0.01], noise="word", noise_level=0.3),
+               *pairs([0.01], precision="bf16")]
     assert lines_of(effects(drawn, write(tmp_path, *records))) == [
-        "encoder, cls pooling, lr 1e-5, 200 steps", "SST-2, N = 20", "QNLI, N = 20", "TREC-6, N = 20, batch size 64",
-        "SST-2, N = 20, mean pooling", "RTE, N = 20, head lr 1e-3", "SST-2, N = 100, lr 2e-5 / 1e-5, 100 / 200 steps",
-        "SST-2, N = 20, word 0.3"]
+        "encoder, cls pooling, lr 1e-5, 200 steps", "SST-2, N = 20", "QNLI, N = 20", "TREC-6, N = 20\nbatch size 64",
+        "SST-2, N = 20\nmean pooling", "RTE, N = 20\nhead lr 1e-3", "SST-2, N = 20",
+        "SST-2, N = 100\nlr 2e-5 / 1e-5, 100 / 200 steps", "SST-2, N = 20, word 0.3"]
 
 
 def test_shots_come_first_then_all_of_train_then_noise_and_transfer_has_its_own_heading(tmp_path, drawn):
@@ -117,12 +128,10 @@ def test_shots_come_first_then_all_of_train_then_noise_and_transfer_has_its_own_
     assert told[5].startswith("transfer from sst2-n60, ") and told[6:] == ["SST-2, N = 20"]
 
 
-def test_dots_do_not_overlap(tmp_path, monkeypatch):
-    figures, save = [], pictures.save
-    monkeypatch.setattr(pictures, "save", lambda figure, *args: (figures.append(figure), save(figure, *args)))
+def test_dots_do_not_overlap(tmp_path, saved):
     file = write(tmp_path, *pairs([0.01] * 4 + [0.0101, 0.0102, 0.03]))
     pictures.draw_effects(read_effects([str(file)]), str(tmp_path / "x.png"))
-    (figure,) = figures
+    (figure,) = saved
     dots = np.array(marks(figure, SEED))
     assert len(dots) == 7 and dots[:, 1].max() < 1.7  # above the next line
     pixels = figure.axes[0].transData.transform(dots)
@@ -130,11 +139,27 @@ def test_dots_do_not_overlap(tmp_path, monkeypatch):
     assert min(distances) >= 2.5 * figure.dpi / 72  # the diameter of a dot
 
 
+def test_no_mark_hides_another_kind_of_mark(tmp_path, saved):
+    """All gains of a row are equal to the paper's gain, and a stack of ten seeds is above the second row."""
+    file = write(tmp_path, *pairs([0.022] * 10), *pairs([0.107] * 10, task="qnli"))
+    pictures.draw_effects(read_effects([str(file)]), str(tmp_path / "x.png"))
+    (figure,) = saved
+    spans = []
+    for line in figure.axes[0].lines:
+        if line.get_label() in (SEED, MEAN, PAPERS):
+            y = figure.axes[0].transData.transform(np.array(line.get_data()).T)[:, 1]
+            reach = line.get_markersize() / 2 * figure.dpi / 72
+            spans.append((y.min() - reach, y.max() + reach))
+    assert len(spans) == 6
+    spans.sort()
+    assert all(high < low for (_, high), (low, _) in itertools.pairwise(spans))
+
+
 def test_values_beyond_the_axis_are_marked(tmp_path, drawn):
     figure = effects(drawn, write(tmp_path, *pairs([-0.3, 0.0, 0.01, 0.25, 0.28], ce=0.5)))
     panel = figure.axes[0]
     assert panel.get_xlim() == (-8, 18)
-    assert {"← -30", "+25, +28 →"} <= {text.get_text() for text in panel.texts}
+    assert {f"← {MINUS}30", "+25, +28 →"} <= {text.get_text() for text in panel.texts}
     assert len(marks(figure, SEED)) == 2 and len(marks(figure, "_beyond")) == 2
 
 
@@ -171,19 +196,36 @@ def test_a_grid_shows_the_paired_differences_to_ce_and_their_spread(tmp_path, dr
     records = [fake(seed, lam, 0.8, validation[seed], tau=tau) for seed in (0, 1)
                for lam, tau, validation in ((0, None, ce), (0.9, 0.3, low), (0.9, 0.5, high))]
     panel, bar = grid(drawn, write(tmp_path, *records)).axes
-    assert [text.get_text() for text in panel.texts] == ["+2.5\n± 2.1", "-2.5\n± 2.1"]
+    assert [text.get_text() for text in panel.texts] == ["+2.5\n± 2.1", f"{MINUS}2.5\n± 2.1"]
     assert panel.images[0].get_array().ravel().tolist() == pytest.approx([2.5, -2.5])
     assert [label.get_text() for label in panel.get_xticklabels()] == ["0.3", "0.5"]
     assert bar.get_ylabel() == "points above CE, 72.0" and "τ" in panel.get_xlabel() and "λ" in panel.get_ylabel()
     assert "SST-2, N = 20" in drawn[-1].get_suptitle() and "over 2 seeds" in drawn[-1].get_suptitle()
 
 
-def test_full_colour_needs_more_than_the_seeds_spread(tmp_path, drawn):
-    """Three paired differences of standard deviation 2: half of their 95 % interval is 4.97."""
+def test_full_colour_needs_a_clear_difference(tmp_path, drawn):
+    """Three paired differences have the standard deviation 2. The half width of their 95 % interval is 4.97."""
     records = [fake(seed, lam, 0.8, 0.7 + (lam > 0) * gain) for seed, gain in enumerate((-0.01, 0.01, 0.03))
                for lam in (0, 0.9)]
     image = grid(drawn, write(tmp_path, *records)).axes[0].images[0]
-    assert image.get_clim() == pytest.approx((-4.968, 4.968), abs=1e-3)
+    assert image.get_clim() == pytest.approx((-9.937, 9.937), abs=1e-3)
+
+
+def test_numbers_are_readable_on_every_colour(tmp_path, drawn):
+    """The contrast ratio of WCAG 2 is at least 4.3."""
+    gains = np.linspace(-0.1, 0.1, 81)
+    records = [fake(0, 0, 0.8, 0.5), *(fake(0, 0.5, 0.8, 0.5 + gain, tau=0.3 + gain) for gain in gains)]
+    panel = grid(drawn, write(tmp_path, *records)).axes[0]
+    image = panel.images[0]
+
+    def luminance(colour):
+        rgb = np.array(matplotlib.colors.to_rgb(colour))
+        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+    for text in panel.texts:
+        x, y = text.get_position()
+        pair = luminance(text.get_color()), luminance(image.cmap(image.norm(image.get_array()[y, x])))
+        assert (max(pair) + 0.05) / (min(pair) + 0.05) >= 4.3
 
 
 def test_half_a_point_of_one_seed_is_not_full_colour(tmp_path, drawn):
@@ -200,7 +242,7 @@ def test_a_grid_without_ce_is_relative_to_its_mean(tmp_path, drawn):
     records = [fake(0, 0, 0.8), fake(1, 0.9, 0.8, 0.7), fake(1, 0.5, 0.8, 0.6)]  # CE has another seed
     panel, bar = grid(drawn, write(tmp_path, *records)).axes
     assert bar.get_ylabel() == "points above the mean of all cells, 65.0"
-    assert [text.get_text() for text in panel.texts] == ["+5.0", "-5.0"]
+    assert [text.get_text() for text in panel.texts] == ["+5.0", f"{MINUS}5.0"]
 
 
 def test_a_grid_of_many_cells_has_a_limited_size(tmp_path):
@@ -257,8 +299,8 @@ def test_titles_name_what_differs_and_the_figure_what_all_share(drawn):
     pictures.draw_tsne(tests, ["lr"], "x.png")
     assert drawn[0].get_suptitle() == "t-SNE of test features: SST-2, N = 20"
     assert [panel.get_title() for panel in drawn[0].axes] == [
-        "CE, seed 0\nlr 1e-5, accuracy 100.0 %", "CE + SCL (λ = 0.9, τ = 0.3), seed 0\nlr 1e-4, accuracy 100.0 %",
-        "CE, seed 1\nlr 1e-5, accuracy 100.0 %"]
+        "CE, seed 0\naccuracy 100.0 %, lr 1e-5", "CE + SCL (λ = 0.9, τ = 0.3), seed 0\naccuracy 100.0 %, lr 1e-4",
+        "CE, seed 1\naccuracy 100.0 %, lr 1e-5"]
 
 
 def test_a_title_has_two_short_lines(drawn):
@@ -266,7 +308,7 @@ def test_a_title_has_two_short_lines(drawn):
     pictures.draw_tsne(tests, ["pooling"], "x.png")
     for panel in drawn[0].axes:
         lines = panel.get_title().split("\n")
-        assert len(lines) == 2 and all(len(line) <= 45 for line in lines)
+        assert len(lines) == 2 and all(len(line) <= 40 for line in lines)
 
 
 def test_text_in_a_figure_is_never_a_formula(monkeypatch, tmp_path):

@@ -137,7 +137,7 @@ def test_unequal_tensors_are_rejected_on_every_rank(tmp_path):
         [f"{feature}, {label}", f"torch.float64 (3, 2), {label}"],
         [f"{feature}, {label}", label],
     ]
-    message = "tensors must have the same dtypes and shapes on every rank, got by rank "
+    message = "tensors must have the same dtypes and shapes on every rank, got per rank: "
     assert spawn(unequal, 2, tmp_path) == 2 * [[message + str(kinds) for kinds in of_ranks]]
 
 

@@ -62,17 +62,29 @@ def test_the_other_commands_parse(command, monkeypatch):
     {"finetune.py": finetune.parse_args, "eval.py": evaluate.parse_args}[script](argv)
 
 
-def test_the_first_snippet_prints_its_comments(folder):
-    snippet, *_ = blocks("python")
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True)
-    expected = re.findall(r"print\(.*\)  # (.*)", snippet)
-    assert expected and done.stdout.splitlines() == expected, done.stderr
+def snippet(word):
+    (found,) = (code for code in blocks("python") if word in code)
+    return found
+
+
+def test_the_snippets_print_their_comments(folder):
+    snippets = [code for code in blocks("python") if "print(" in code]
+    assert len(snippets) == 2
+    for code in snippets:
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+        expected = re.findall(r"print\(.*\)  # (.*)", code)
+        assert expected and done.stdout.splitlines() == expected, done.stderr
+
+
+def test_the_snippet_without_the_command_line_works():
+    code = snippet("load_data").replace("my_reviews", "demo").replace("all-MiniLM-L6-v2", "demo")
+    exec(code, names := {})
+    assert names["class_logits"].shape == (20, 2) and names["features"].shape == (20, 64)
 
 
 def test_the_snippet_for_trainer_trains_with_eq_1(tmp_path):
     pytest.importorskip("accelerate")  # only Trainer needs it
-    _, snippet, *_ = blocks("python")
-    exec(snippet, names := {})
+    exec(snippet("Trainer"), names := {})
     torch.manual_seed(0)
     model = transformers.RobertaForSequenceClassification(transformers.RobertaConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
@@ -102,9 +114,8 @@ def test_the_snippet_for_trainer_trains_with_eq_1(tmp_path):
 
 
 def test_the_snippet_for_several_processes_works_in_one_process(folder):
-    _, _, snippet = blocks("python")
     names = {"gather_batch": gather_batch} | {name: torch.zeros(2) for name in ("class_logits", "features", "labels")}
-    exec(snippet, names)
+    exec(snippet("gather_batch"), names)
     assert names["features"].shape == (2,)
 
 
@@ -129,8 +140,9 @@ def test_the_tables_equal_the_output_of_eval(capsys, monkeypatch):
         assert all(line in page for line in lines if "ahead in" in line)
 
 
-def test_the_table_of_the_baselines_equals_the_output_of_its_script():
-    done = subprocess.run([sys.executable, "results/baselines.py", "table"], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("command", ["results/baselines.py table", "results/decision.py"])
+def test_the_tables_of_the_scripts_equal_their_output(command):
+    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() in RESULTS, done.stderr
 
 

@@ -92,7 +92,7 @@ def test_the_printed_setting(capsys):
         "  7: no | sch\u00f6n",
         "  warning: look",
         "  warning: no training example of 8, so the model cannot learn this class",
-        "  this encoder is tiny and starts from random weights: a smoke test, not a result",
+        "  this run is only a smoke test, because the encoder is tiny and starts from random weights",
     ]
 
 
@@ -102,7 +102,7 @@ def test_noise_and_many_classes_and_a_small_validation_set_are_printed(capsys):
     print_setting(config, (split, split, split), tuple(f"class {i}" for i in range(12)), "model", [])
     printed = capsys.readouterr().out
     assert "train: 12 examples with word noise 0.25 (class 0: 1, " in printed and "test: 12 examples (class" in printed
-    assert "class 8 1, 3 more classes)" in printed and "class 9 1" not in printed
+    assert "class 8: 1, 3 more classes)" in printed and "class 9: 1" not in printed
     assert "warning: only 12 validation examples choose the checkpoint" in printed
 
 
@@ -117,7 +117,8 @@ def test_a_result_below_the_largest_class_is_warned_of(capsys, accuracy, warned)
     assert result == (f"test accuracy {accuracy:.3f}, validation 0.800 at step 20, 3 s; "
                       "largest class: 0.700 (dif\\x1bferent)")
     assert len(warnings) == warned
-    assert all("a classifier that always answers dif\\x1bferent is better than this run" in line for line in warnings)
+    expected = "a classifier that always predicts dif\\x1bferent is more accurate than this run"
+    assert all(expected in line for line in warnings)
 
 
 def test_a_run_that_ends_collapsed_is_warned_of(tmp_path, capsys, checkpoints):
@@ -142,7 +143,7 @@ def test_a_torn_line_is_reported_and_the_next_record_is_complete(tmp_path, capsy
     append_record(file, {"run": "b"})
     assert capsys.readouterr().err == ""
     assert read_records(file) == [{"run": "a"}, {"run": "b"}]
-    assert capsys.readouterr().err == f"{file}, line 2 is not a record; it was skipped\n"
+    assert capsys.readouterr().err == f"{file}, line 2 is not a record; the line was skipped\n"
 
 
 def test_a_torn_record_does_not_count_as_finished(tmp_path):
@@ -158,7 +159,7 @@ def test_lines_that_are_not_records_are_skipped_and_reported_once(tmp_path, caps
     file.write_text('[1]\n5\n{"run": [1]}\n{"lam": 0}\n' + "[" * 100_000 + "\n")
     assert finetune.main(["--task", "demo", "--shots", "20", "--max-steps", "1", "--out", str(tmp_path)]) == 0
     error = capsys.readouterr().err
-    assert error.count("is not a record; it was skipped") == error.count("\n") == 5
+    assert error.count("is not a record; the line was skipped") == error.count("\n") == 5
     assert len(read_records(file, quiet=True)) == 1
 
 

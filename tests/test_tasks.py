@@ -216,8 +216,8 @@ def test_files_and_columns_that_are_not_read_are_listed(own, capsys):
         (folder / name).touch()
     load_data(str(folder), None, few_shot=True)
     assert capsys.readouterr().err.splitlines() == [
-        f"note: not read from {folder}: eval.csv, more.tsv, x.json",
-        *(f"note: not read from {folder}/{name}.csv: textpair, (no name) (the second text of a pair is text_pair)"
+        f"note: not read from {folder}: the files eval.csv, more.tsv, x.json",
+        *(f"note: not read from {folder}/{name}.csv: the columns textpair, (no name) (text_pair is read as second text)"
           for name in ("train", "test")),
     ]
 
@@ -344,7 +344,7 @@ def test_a_table_without_labels_or_with_other_columns(tmp_path, capsys):
     assert read_texts(file) == [("so",), ("a, b",)] and capsys.readouterr().err == ""
     write_lines(file, ["label,text", "0,so"])
     assert read_texts(file) == [("so",)]
-    assert capsys.readouterr().err.startswith(f"note: not read from {file}: label ")
+    assert capsys.readouterr().err.startswith(f"note: not read from {file}: the columns label ")
     write_lines(file, ["sentence", "so"])
     with pytest.raises(UserError, match="line 1 has no column text; rename the column sentence to text"):
         read_texts(file)
