@@ -139,7 +139,7 @@ COMMIT = records.git_commit()  # read at the start, because the repository may c
 
 def fit(training: Training, train: Split, validation: Split, state: Path | None = None,
         save_every: int | None = None) -> None:  # fmt: skip
-    """Trains for all steps, then restores the weights of the latest step with the best validation accuracy.
+    """Trains for all steps, then restores the weights of the best validation accuracy (of a tie, the later step).
 
     With lam = 1, the classifier is untrained, so `fit` measures no validation accuracy and keeps the last weights.
     """
@@ -150,7 +150,8 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
     for step in bar:
         training.step = step
         training.model.train(not training.classifier_only)  # a frozen encoder runs without dropout
-        batch = train.take(np.split(next(order), world_size())[rank()])  # this rank's share of the batch
+        shares = np.split(next(order), world_size())
+        batch = train.take(shares[rank()])  # each rank trains on its share of the batch
 
         # forward and backward
         if (config["micro_batch_size"] or len(batch)) < len(batch):
@@ -209,7 +210,10 @@ def forward(training: Training, texts: list[tuple[str, ...]], piece: int = 0) ->
 
 
 def objective(training: Training, class_logits: Tensor, features: Tensor, labels: np.ndarray) -> dict[str, Tensor]:
-    """Returns Eq. 1 and its terms for the batch of all ranks. `ce_scl_loss` in scl.py computes the same loss."""
+    """Returns Eq. 1 and its terms for the batch of all ranks. `ce_scl_loss` in scl.py computes the same loss.
+
+    If you change this loss, use a new --out: the program skips finished runs with the same flags.
+    """
     own = class_logits.float(), features.float(), torch.from_numpy(labels).to(training.device)
     class_logits, features, targets = gather_batch(*own)
     ce = F.cross_entropy(class_logits, targets)  # Eq. 2

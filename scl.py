@@ -159,8 +159,8 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
 
         mean over anchors with a positive of log( |P(i)| + (N - 1 - |P(i)|) exp((cosine - 1) / tau) )
 
-    The loss can reach `lowest` only if K <= 2, if all classes have equal size and D >= K - 1, or if only one class has
-    more than one example. In a batch without positives, both bounds are 0. Raises the same errors as `scl_loss`.
+    The loss can reach `lowest` if and only if K <= 2, or all classes have equal size and D >= K - 1, or only one class
+    has more than one example. In a batch without positives, both bounds are 0. Raises the same errors as `scl_loss`.
 
     >>> scl_bounds(torch.tensor([0, 1] * 8), temperature=0.3)
     (tensor(1.9474), tensor(2.7081))
@@ -188,7 +188,7 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     DistributedDataParallel (DDP) averages over the ranks, so parameters have the same gradient as in one process.
     Without DDP, average the gradients of the parameters yourself. Each rank exchanges N (C + D) numbers in forward and
     in backward, and computes the loss in O(N^2 D). Raises TypeError if an argument is not a tensor, and ValueError
-    without arguments or if the ranks have different dtypes or shapes. Comparing dtypes synchronises the ranks.
+    without arguments. All ranks raise ValueError if dtypes or shapes differ. Comparing dtypes synchronises the ranks.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")

@@ -69,7 +69,7 @@ class Model(nn.Module):
         return f"{classifier}, {parameters / 1e6:.1f} M parameters, on {self.backbone.device}"
 
     def classifier_names(self) -> set[str]:
-        """Returns the names of the classifier's parameters, including BERT's pooler. SCL trains none of these."""
+        """Returns the names of the parameters that SCL does not train: the classifier and, in BERT, the pooler."""
         encoder = "backbone." if self.head else f"backbone.{self.backbone.base_model_prefix}."
         return {name for name, _ in self.named_parameters() if not name.startswith(encoder) or ".pooler." in name}
 

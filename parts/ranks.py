@@ -1,7 +1,8 @@
 """Chooses the device and the precision, and connects the ranks (the processes that torchrun starts).
 
 Each rank trains on its share of every batch (`fit` in finetune.py), but computes the loss of the whole batch
-(`objective`). Each rank evaluates its share of the examples (`predict`). Only rank 0 prints and writes files.
+(`objective`). Each rank evaluates its share of the examples (`predict`). Only rank 0 prints results, and writes
+records and checkpoints.
 """
 
 import os

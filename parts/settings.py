@@ -106,7 +106,7 @@ def check(record: dict, limits: dict[str, tuple]) -> None:
 
 
 def shown(record: dict) -> dict:
-    """Returns the record for a table, with the last name of each folder path and without values that are defaults."""
+    """Returns the record as shown in a table: with folder names instead of paths, and None instead of defaults."""
     usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
     derived = {name: None for name, value in usual.items() if record[name] == value}
     folders = {"model": Path(record["base_model"]).name or record["base_model"],
@@ -150,8 +150,8 @@ def first(row: Row) -> dict:
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
     """Returns the row of a method that has the same learning rates and steps as the record.
 
-    If there is no such row, returns the only row of the method, or {} if the method has several rows. For a record with
-    lam = 1, ignores the classifier's learning rate, because only lam = 1 has a second stage for the classifier.
+    If there is no such row, returns the only row of the method, or {} if the method has several rows. With lam = 1, the
+    classifier has a training stage of its own, so the learning rate of the classifier is ignored.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
     candidates = [row for key, row in rows.items() if key[:3] == method]

@@ -48,6 +48,7 @@ def test_set_error(row: Row, other: Row) -> float | None:
     gains = np.mean([one["correct"] - two["correct"] for one, two in pairs], axis=0)  # (test examples,)
     return gains.std() / len(gains) ** 0.5
 
+
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Returns the mean cosine of pairs from the same class and the mean cosine of pairs from different classes.
 

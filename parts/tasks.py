@@ -1,6 +1,9 @@
 """Loads tasks from files in GLUE's layout, from folders of the user, or from data sets on the hub.
 
     data = load_data("sst2", "glue", few_shot=True)
+
+A row of a file becomes tokens in four steps: `read_table` (files.py) reads the columns, `to_split` makes examples,
+`sample` (data.py) draws the training set, and `Model.tokenize` (model.py) makes the tokens of a batch.
 """
 
 import contextlib
