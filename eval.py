@@ -168,7 +168,7 @@ def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str
     by_name = match_classes(own, wanted)
     by_number = [int(name) for name in wanted if name.isdecimal()]
     own_are_words = not any(name.isdecimal() for name in own)
-    if by_name is None and not (own_are_words and sorted(by_number) == list(range(len(own)))):
+    if by_name is None and not (own_are_words and sorted(wanted) == sorted(map(str, range(len(own))))):
         raise UserError(f"argument --task: the classes of {task} are {', '.join(wanted)}, but those of {folder} are "
                         f"{', '.join(own)}; use the same names")
     names = tuple(own[i] for i in (by_number if by_name is None else by_name))

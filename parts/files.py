@@ -68,6 +68,8 @@ def check_header(file: Path, names: list[str], needed: tuple[str, ...], hint: st
         raise UserError(f"{where} has the column {repeated[0]} twice; keep one")
     if not (missing := [name for name in needed if name not in names]):
         return
+    if file.suffix.lower() != ".parquet":
+        decode(file)  # raises a UserError if the file is not UTF-8, for example UTF-16
     signs = {";": "semicolons (;)", "|": "bars (|)", "\t": "tabs", ",": "commas"}
     separators = [word for sign, word in signs.items() if len(names) == 1 and sign in names[0]]
     others = [name for name in names if name not in (*needed, "text_pair")]

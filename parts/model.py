@@ -64,7 +64,7 @@ class Model(nn.Module):
     def summary(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.parameters())
         names = self.backbone.config.id2label.values()
-        matched = " (matched by class number)" if all(name.isdecimal() for name in names) else ""
+        matched = " (matched by class number)" if all(name.removeprefix("-").isdecimal() for name in names) else ""
         classifier = "a new classifier" if self.classifier_is_new else f"its trained classifier{matched}"
         return f"{classifier}, {parameters / 1e6:.1f} M parameters, on {self.backbone.device}"
 

@@ -80,7 +80,7 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 
     With the same seed, a 20-shot sample is part of the 100-shot sample, so the settings of a task are dependent. The
     seeds of a task are independent. The variance is therefore computed over seeds, after a sum over the settings of
-    each task. For a single setting, the result equals `t_interval`. The interval is NaN if a task has fewer than five
+    each task. For a single setting, the result equals `t_interval`. The interval is NaN if a setting has fewer than five
     seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
@@ -92,8 +92,10 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
                 for seed, gain in differences.items():
                     pulls[seed] += (gain - mean) / len(differences)
         n = len(pulls)
-        variance += n / (n - 1) * sum(pull**2 for pull in pulls.values()) if n >= 5 else np.nan
+        variance += n / (n - 1) * sum(pull**2 for pull in pulls.values()) if n > 1 else np.nan
         freedom += n - 1
+    if min(len(differences) for _, differences in gains) < 5:
+        variance = np.nan
     half = stdtrit(freedom, 0.975) * variance**0.5 / len(gains)
     return np.mean(means), np.mean(means) - half, np.mean(means) + half
 

@@ -9,6 +9,7 @@ A row of a file becomes tokens in four steps: `read_table` (files.py) reads the 
 import contextlib
 import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,7 @@ TASKS = {
     "yelp_polarity": Task("YelpPolarity", None, ("text",), POLARITY, test="test", hub="fancyzhx/yelp_polarity"),
 }
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+UNREADABLE = (".json", ".gz")  # endings of data files in formats that are not read
 
 
 def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
@@ -149,13 +151,13 @@ def read_glue(file: Path, task: Task) -> Split:
 
 def read_folder(folder: Path, files: dict[str, Path]) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Reads all splits in a folder of the user. The classes of the task are the labels in the training file."""
-    data_files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (*FORMATS, ".json", ".gz")]
+    data_files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (*FORMATS, *UNREADABLE)]
     if unread := [path.name for path in data_files if path not in files.values()]:
         print(f"note: not read from {folder}: the files {one_line(', '.join(unread), 100)}", file=sys.stderr)
     rows, has_pair = {}, {}
     for split, file in files.items():
         table = read_own(file, ("text", "label"), other_layout(folder))
-        labels = map(str.strip, table.columns.pop("label"))
+        labels = [unicodedata.normalize("NFC", label.strip()) for label in table.columns.pop("label")]
         rows[split] = list(zip(table.numbers, zip(*table.columns.values(), strict=True), labels, strict=True))
         has_pair["text_pair" in table.columns] = file
     if len(has_pair) > 1:
@@ -205,6 +207,8 @@ def read_texts(file: str | Path) -> list[tuple[str, ...]]:
     file = Path(file)
     if file.suffix.lower() in FORMATS:
         rows = list(zip(*read_own(file, ("text",)).columns.values(), strict=True))
+    elif file.suffix.lower() in UNREADABLE:
+        raise UserError(f"{file} has a format that is not read; expected {', '.join(FORMATS)}, or one text per line")
     else:
         lines = re.sub("\r\n|\r", "\n", decode(file)).removesuffix("\n").split("\n")
         rows = [tuple(line.split("\t")) for line in lines if line.strip()]

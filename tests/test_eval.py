@@ -403,6 +403,13 @@ def test_score_prints_which_word_each_number_is(checkpoints, own, capsys):
     assert "are matched by number: 0 = negative, 1 = positive" in capsys.readouterr().err
 
 
+def test_score_refuses_a_number_that_no_word_has(checkpoints, own, capsys):
+    """The label -1 often means that an example has no label."""
+    folder = own(train=[("so great", 1), ("so dull", 0), ("so so", -1)], test=[("great .", 1), ("dull .", 0)])
+    told = user_error(capsys, "score", checkpoints["cls"], "--task", folder)
+    assert "are -1, 0, 1, but those of" in told and "are negative, positive; use the same names" in told
+
+
 def test_score_ignores_case_and_hyphens_in_class_names(checkpoints, own, capsys):
     rows = [("on friday evening the plot was great .", "Positive"),
             ("on friday evening the plot was dull .", "NEGATIVE")]

@@ -81,7 +81,7 @@ def test_a_quote_that_is_closed_within_a_later_row(tmp_path):
 
 @pytest.mark.parametrize("content, line", [
     (b"text,label\nso,neg\n\xff\xfeno,pos\n", 3), (b"text,label\nso,\xe9t\xe9\n", 2),
-    ("text,label".encode("utf-16"), 1),
+    ("text,label".encode("utf-16"), 1), ("text,label\nso,neg\nno,pos\n".encode("utf-16"), 1),
 ])  # fmt: skip
 def test_a_byte_that_is_not_utf_8(tmp_path, content, line):
     message = error(tmp_path / "a.csv", content)

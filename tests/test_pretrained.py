@@ -396,14 +396,16 @@ def test_other_classes_get_a_new_classifier_and_a_message(checkpoints, copy, tmp
     assert "with a new classifier" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("labels, description", [
-    ((0, 1), "with its trained classifier (matched by class number), "), ((1, 2), "with a new classifier, "),
-    (("0 cats", "1 cat"), "with a new classifier, ")])  # fmt: skip
-def test_classes_that_are_numbers_are_matched_by_number_with_a_message(copy, own, tmp_path, capsys, labels,
+@pytest.mark.parametrize("saved, labels, description", [
+    (("0", "1"), (0, 1), "with its trained classifier (matched by class number), "),
+    (("-1", "1"), (-1, 1), "with its trained classifier (matched by class number), "),
+    (("0", "1"), (1, 2), "with a new classifier, "), (("0", "1"), ("0 cats", "1 cat"), "with a new classifier, "),
+])  # fmt: skip
+def test_classes_that_are_numbers_are_matched_by_number_with_a_message(copy, own, tmp_path, capsys, saved, labels,
                                                                        description):  # fmt: skip
     """Other numbers are other classes."""
     folder = copy("cls")
-    rename_classes(folder, "0", "1")
+    rename_classes(folder, *saved)
     rows = [(text, labels[i % 2]) for i, text in enumerate(sentences(60))]
     flags = ["--task", str(own(train=rows[:40], test=rows[40:])), "--model", str(folder), "--shots", "8"]
     assert finetune.main([*flags, "--dry-run", "--out", str(tmp_path / "out")]) == 0

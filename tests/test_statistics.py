@@ -58,6 +58,7 @@ def test_a_second_setting_of_the_same_seeds_does_not_narrow_the_interval_but_a_s
     narrower = scipy.stats.t.ppf(0.975, 14) / scipy.stats.t.ppf(0.975, 7) / 2**0.5
     assert high - low == pytest.approx(narrower * (alone[2] - alone[1]))
     assert np.isnan(statistics.pooled([("sst2", differences), ("qnli", dict(enumerate((0.1, 0.5, 0.2, 0.3))))])[1])
+    assert np.isnan(statistics.pooled([("sst2", differences), ("sst2", {0: 0.5})])[1])  # one seed beside many
 
 
 def test_the_pooled_interval_holds_the_truth_as_often_as_it_says():

@@ -195,6 +195,12 @@ def test_class_names_are_matched_across_files(tmp_path):
     assert loaded.test.labels.tolist() == [1, 0, 1, 0]
 
 
+def test_labels_are_equal_in_both_unicode_forms(own):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    loaded = load_data(str(own(train=[("a", decomposed), ("b", "tea")], test=[("c", composed)])), None, few_shot=True)
+    assert loaded.label_names == (composed, "tea") and loaded.test.labels.tolist() == [0]
+
+
 def test_pairs(own):
     rows = [(label, "and then", text) for text, label in zip(sentences(4), "abab", strict=True)]
     loaded = load_data(str(own(header="label,text_pair,text", train=rows, test=rows[:1])), None, few_shot=False)
@@ -322,6 +328,13 @@ def test_lines_that_must_be_corrected(tmp_path, content, message):
     (tmp_path / "texts").write_text(content)
     with pytest.raises(UserError, match=re.escape(message)):
         read_texts(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("name", ["texts.json", "texts.csv.gz"])
+def test_a_format_that_is_not_read_has_no_texts(tmp_path, name):
+    write_lines(tmp_path / name, ['[{"text": "so it is"}]'])
+    with pytest.raises(UserError, match=re.escape(f"{name} has a format that is not read; expected .tsv, .csv, ")):
+        read_texts(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
