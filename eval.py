@@ -28,7 +28,8 @@ from parts.tasks import TASKS, load_data, read_texts
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     records, picture, device, runs, texts = (Parser(add_help=False) for _ in range(5))
-    records.add_argument("files", nargs="+", metavar="RESULTS.jsonl", help="file with records, or the file's folder")
+    records.add_argument("files", nargs="+", metavar="RESULTS.jsonl", help="file with the records of finetune.py, "
+                         "or the folder of this file")
     picture.add_argument("-o", "--output", required=True, metavar="FIG.png", help="output file (.png, .pdf ...)")
     device.add_argument("--device", help="cpu, cuda or mps (default: the fastest device of this machine)")
     runs.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint folder")
@@ -54,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if "output" in args:
         output = Path(args.output)
-        if not os.path.isdir(output.parent):  # isdir is False for a name that is too long
+        if not os.path.isdir(output.parent):  # os.path.isdir returns False for a name that is too long
             raise UserError(f"argument -o: no folder {output.parent}; make it or choose another")
         if not output.suffix:
             raise UserError(f"argument -o: {output} has no ending; expected one such as .png or .pdf")
@@ -120,7 +121,7 @@ def grid(args: argparse.Namespace) -> None:
 
 
 def read_checkpoint(folder: str) -> dict:
-    """Returns the record of a checkpoint."""
+    """Returns the record of the run that wrote a checkpoint folder."""
     file = Path(folder, "record.json")
     if not os.path.isfile(file):
         raise UserError(f"argument RUN: {folder} is no checkpoint of finetune.py (no record.json); a sweep keeps "
@@ -132,9 +133,9 @@ def read_checkpoint(folder: str) -> dict:
 
 
 def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None, check: bool = False):
-    """Returns class logits (N, C), in the order of the class `names`, and features (N, D) of a checkpoint.
+    """Returns the output of a checkpoint: class logits (N, C), in the order of `names`, and features (N, D).
 
-    With `check`, a tokenizer that knows at most half of the tokens is an error.
+    If `check` is true, rejects a tokenizer that knows at most half of the tokens.
     """
     import transformers
 
@@ -160,7 +161,8 @@ def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, devi
 def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the checkpoint's class names in the order of the task's classes.
 
-    Classes are matched by name. If the task has class numbers instead of names, the matched pairs are printed.
+    Matches the classes of the task and the checkpoint by name. If the task has class numbers instead of
+    class names, prints the class name that each number stands for.
     """
     from parts.pretrained import match_classes, saved_classes
 
@@ -179,9 +181,9 @@ def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str
 
 
 def test_set(folder: str, args: argparse.Namespace):
-    """Evaluates a run on its test set, or on the test set of --task.
+    """Evaluates a checkpoint on the test set of the checkpoint's own task, or on the test set of --task.
 
-    Returns the record of the run, and the class names, labels, class logits and features of the test set.
+    Returns five values: the record, and the class names, labels, class logits and features of the test set.
     """
     record = read_checkpoint(folder)
     task = args.task or record["task"]
@@ -201,7 +203,7 @@ def test_set(folder: str, args: argparse.Namespace):
 
 
 def test_sets(args: argparse.Namespace) -> tuple[list[tuple], list[str]]:
-    """Returns the result of `test_set` for each run, and the names of the fields in which the records differ."""
+    """Returns two lists: the result of `test_set` for each run, and the names of the fields in which records differ."""
     tests = [test_set(folder, args) for folder in args.runs]
     records = [shown(record) for record, *_ in tests]
     return tests, [name for name in compared_fields(records) if len({str(record.get(name)) for record in records}) > 1]
@@ -287,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` then ends the program without an error message
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # lets `eval.py ... | head` end without an error message
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # escapes letters that the terminal cannot show
     sys.exit(main())

@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 8 finetune.py --task mnli --batch-size 256 --micro-batch-size 16 --save-every 500
 
 Each finished run appends one JSON line to OUT/results.jsonl. A single run also writes a checkpoint to OUT/<run>/; a
-sweep writes checkpoints only with --save. This file has the flags, the training loop (`fit`), `run` and `sweep`.
+sweep writes checkpoints only with --save. This file has the flags, the training loop (`fit`) and the sweep of runs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         "validation.* (tsv, csv, jsonl, parquet; columns text, label and optionally text_pair)")
     add("--data-dir", help="folder with local files in GLUE's layout, such as DIR/SST-2/train.tsv (default: the hub)")
     add = group.add_mutually_exclusive_group().add_argument
-    add("--shots", type=COUNT, help="total number of training examples, stratified (default: all)")
+    add("--shots", type=COUNT, help="total number of training examples, stratified by class (default: all)")
     add("--shots-per-class", type=COUNT, help="number of training examples for each class")
     add = group.add_argument
     add("--noise", choices=("label", "word", "backtranslation"), help="noise in the training examples: wrong labels, "
@@ -50,7 +50,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("method (with several values, every combination is run)").add_argument
     add("--lam", type=FRACTION, nargs="+", default=[0.9], help="weight of SCL in Eq. 1. 0: only cross-entropy. 1: only "
-        "SCL, then a classifier on frozen features (default: 0.9, the paper's choice for few shots)")
+        "SCL, then cross-entropy for the classifier alone (default: 0.9, the paper's choice for few shots)")
     add("--tau", type=number(float, "[1e-6, 1e6]"), nargs="+", default=[0.3], help="temperature of SCL (default: 0.3, "
         "the paper's choice for few shots)")
     add("--lr", type=POSITIVE, nargs="+", default=[None], help="peak learning rate (default: 1e-5 as in the paper; "
@@ -62,8 +62,8 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("model").add_argument
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; tiny encoder for --task demo)")
-    add("--pooling", choices=("cls", "mean"), default="cls", help="cls: features of the first token, the model's own "
-        "classifier, as in the paper; mean: features averaged over tokens, linear classifier (default: %(default)s)")
+    add("--pooling", choices=("cls", "mean"), default="cls", help="cls: features at the first token, the model's own "
+        "classifier, as in the paper; mean: mean features of all tokens, linear classifier (default: %(default)s)")
     add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="dropout rate of encoder and classifier (default: "
         "%(default)s)")
 
@@ -81,9 +81,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-steps", type=COUNT, help="length of training in steps")
     add = group.add_argument
     add("--eval-every", type=COUNT, help="number of steps between two validations (default: a tenth of all steps)")
-    add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay of weight matrices (default: %(default)s)")
-    add("--warmup-ratio", type=FRACTION, default=0.06, help="fraction of the steps with linear warm-up; the other "
-        "steps have linear decay (default: %(default)s)")
+    add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay of matrices (default: %(default)s)")
+    add("--warmup-ratio", type=FRACTION, default=0.06, help="fraction of the steps in which the learning rate rises "
+        "(warm-up); in the other steps, the learning rate falls (default: %(default)s)")
     add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: every class in a batch has "
         "at least two examples, useful for many or rare classes (default: %(default)s)")
 
@@ -115,7 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     parse_args()  # a wrong flag ends the program here, before torch is imported
     with contextlib.suppress(ValueError):  # raised outside the main thread
-        signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))  # during the imports
+        signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))  # Ctrl-C in imports
 
 import numpy as np
 import torch
@@ -139,9 +139,9 @@ COMMIT = records.git_commit()  # read at the start, because the repository may c
 
 def fit(training: Training, train: Split, validation: Split, state: Path | None = None,
         save_every: int | None = None) -> None:  # fmt: skip
-    """Trains for all steps, then restores the weights of the best validation accuracy (of a tie, the later step).
+    """Trains for all steps, then restores the weights with the best validation accuracy (in a tie, the latest).
 
-    With lam = 1, the classifier is untrained, so `fit` measures no validation accuracy and keeps the last weights.
+    In the first stage of lam = 1, no classifier is trained, so `fit` keeps the last weights and measures no accuracy.
     """
     config, first, last = training.config, training.step + 1, training.config["steps"]
     order = batches(train.labels, config["batch_size"], config["sampler"], config["seed"])
@@ -177,9 +177,9 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
 
 
 def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[np.ndarray]:
-    """Yields the indices of the examples of each batch, without end. Each epoch has a new random order.
+    """Yields batches without end: the indices of the examples of each batch. Each epoch has a new random order.
 
-    Drops a short last batch, unless the epoch has no other batch.
+    Drops examples at the end of an epoch that do not fill a batch. A training set smaller than `size` is one batch.
     """
     rng = np.random.default_rng(seed)
     n, size = len(labels), min(size, len(labels))
@@ -197,10 +197,10 @@ def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[
 
 
 def forward(training: Training, texts: list[tuple[str, ...]], piece: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns class logits (B, C) and features (B, D).
+    """Returns the class logits (B, C) and features (B, D) of the texts of a batch, or of a piece of a batch.
 
-    Seed, step, rank and number of the piece determine the dropout mask. Therefore a second forward pass has the same
-    dropout mask as the first, and a resumed run has the same dropout masks as an uninterrupted run.
+    The dropout mask depends only on the seed, step, rank and piece. So both forward passes of a piece have the same
+    dropout mask, and a resumed run has the same dropout masks as an uninterrupted run.
     """
     key = np.random.SeedSequence((training.config["seed"], training.step, rank(), piece))
     tokens = training.model.tokenize(texts)
@@ -210,9 +210,10 @@ def forward(training: Training, texts: list[tuple[str, ...]], piece: int = 0) ->
 
 
 def objective(training: Training, class_logits: Tensor, features: Tensor, labels: np.ndarray) -> dict[str, Tensor]:
-    """Returns Eq. 1 and its terms for the batch of all ranks. `ce_scl_loss` in scl.py computes the same loss.
+    """Returns the loss (Eq. 1) and the terms of the loss for the batch of all ranks.
 
-    If you change this loss, use a new --out: the program skips finished runs with the same flags.
+    `ce_scl_loss` in scl.py computes the same loss. If you change the loss, choose a new --out, because
+    finetune.py skips finished runs with the same flags.
     """
     own = class_logits.float(), features.float(), torch.from_numpy(labels).to(training.device)
     class_logits, features, targets = gather_batch(*own)
@@ -228,9 +229,9 @@ def objective(training: Training, class_logits: Tensor, features: Tensor, labels
 def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Tensor]:
     """Computes the exact gradient of Eq. 1 for a batch that does not fit into memory (--micro-batch-size).
 
-    Gradient caching (Gao et al., 2021, arXiv 2101.06983) divides the batch into pieces. The first forward pass computes
-    the class logits and features of all pieces without a graph. The loss of the whole batch gives the gradients of the
-    class logits and features. The second forward pass backpropagates these gradients to the parameters, piece by piece.
+    Gradient caching (Gao et al., 2021, arXiv 2101.06983) divides the batch into pieces. A first forward pass computes
+    the outputs (class logits and features) of all pieces. The loss of the whole batch gives the gradients of the
+    outputs. A second forward pass of each piece backpropagates the gradients from the outputs to the parameters.
     Plain gradient accumulation would be wrong, because SCL would contrast only examples of the same piece.
     """
     pieces = [batch.texts[start : start + size] for start in range(0, len(batch), size)]
@@ -265,7 +266,7 @@ def validate(training: Training, validation: Split) -> str:
     if training.lam == 1:
         return line
     class_logits, _ = predict(training.model, validation, training.config["precision"])
-    if not np.isfinite(class_logits).all():  # the losses are from before the last update
+    if not np.isfinite(class_logits).all():  # the losses were computed before the last update
         raise Diverged("the class logits are not finite")
     accuracy = classification_metrics(validation.labels, class_logits.argmax(axis=1))["accuracy"]
     training.record_accuracy(accuracy)
@@ -276,7 +277,7 @@ def validate(training: Training, validation: Split) -> str:
 
 
 def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: bool, save_every: int | None) -> dict:
-    """Trains and tests one model. Writes the record of the run and, if `keep`, a checkpoint. Returns the record.
+    """Trains and tests one model, returns the record of the run, and writes a checkpoint if `keep` is true.
 
     With lam = 1, a second stage trains only the classifier, with cross-entropy on frozen features.
     """
@@ -320,7 +321,7 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: 
 
 
 def sweep(args: argparse.Namespace, device: torch.device) -> None:
-    """Loads the data once. For each seed, runs every combination of lam, tau and lr that has no record yet."""
+    """Loads the data. For each seed, runs every combination of lam, tau and lr that has no record in results.jsonl."""
     data = load_data(args.task, args.data_dir, few_shot=bool(args.shots or args.shots_per_class))
     print(f"loading {args.model}")
     source = pretrained.fetch_model(args.model)
@@ -364,7 +365,7 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.device) -> tuple[Split, Split, Split]:
-    """Returns the training set for this seed (a k-shot sample, with noise), the validation set and the test set."""
+    """Returns the data of a seed: training set (a k-shot sample, perhaps with noise), validation set and test set."""
     train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
     if args.noise == "backtranslation" and not args.dry_run:
         train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
@@ -378,7 +379,7 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 
 
 def is_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Returns whether the run has a record, which another process may have added. Prints the recorded result."""
+    """Returns whether results.jsonl has a record of this run. Prints the recorded result of a finished run."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):

@@ -1,12 +1,12 @@
 """Computes the supervised contrastive loss (SCL) for fine-tuning from Gunel et al., ICLR 2021, arXiv 2011.01403.
 
-Copy this file into your project. The file needs only PyTorch and has the MIT licence. Call this function in training:
+Copy this file into your project. The file needs only PyTorch and has the MIT licence. Call `ce_scl_loss` in training:
 
     loss = ce_scl_loss(class_logits=class_logits, features=features, labels=labels, lam=0.9, temperature=0.3)
 
-`features` is the output of the encoder, for example RoBERTa's last hidden layer at the first token. SCL (Eq. 3) is the
-cross-entropy between a softmax over the other examples and a uniform target over the positives (examples of the same
-class). All positives share one softmax, so the loss cannot reach 0 for an anchor with several positives.
+`features` is the output of the encoder, for example RoBERTa's last hidden layer at the first token. SCL (Eq. 3) of one
+example is the cross-entropy between a softmax over the other examples and a uniform target over the positives (other
+examples of the same class). All positives share one softmax, so SCL with several positives cannot reach 0.
 """
 
 import math
@@ -24,22 +24,22 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
              chunk_size: int | None = None) -> Tensor:
     """Computes SCL (Eq. 3), which pulls examples of the same class together and pushes different classes apart:
 
-        loss_i = -1/|P(i)| sum_{j in P(i)} log( exp(z_i.z_j / tau) / sum_{k != i} exp(z_i.z_k / tau) )
+        loss_i = -1/|P(i)| sum_{j in P(i)} log( exp(z_i.z_j / tau) / sum_{k != i} exp(z_i.z_k / tau) ).
 
-    z_i is the L2-normalised feature vector of anchor i. The positives P(i) are the other examples with label y_i.
+    Here, z_i is the L2-normalised feature vector of anchor i. The positives P(i) are other examples of the same class.
 
     Args:
-        features: (N, D), any floating dtype. `scl_loss` normalises the rows; a zero row has similarity and gradient 0.
-            The loss is in float32 or float64, also under autocast. Call `backward()` outside autocast.
+        features: (N, D), any floating dtype. Each row is normalised; a row of zeros has similarity 0 and gradient 0.
+            Under autocast, the loss is still in float32 or float64. Call `backward()` outside autocast.
         labels: (N,), integer or bool, on the device of `features`.
         temperature: tau > 0. A small tau focuses on similar negatives. Float32 gradients are imprecise for tau < 0.001.
-        reduction: "mean" averages over the anchors with a positive, "sum" is Eq. 3 as printed, "none" returns (N,).
-        chunk_size: number of anchors per block. The default is one block if N <= 1024, otherwise blocks of 512 anchors.
-            Memory is O(N * chunk_size), more with torch.compile. Second derivatives and torch.func need one block.
+        reduction: "mean" averages over the anchors with a positive, "sum" is Eq. 3 as printed, "none" keeps all losses.
+        chunk_size: number of anchors that are computed at once (default: all if N <= 1024, else 512). The memory grows
+            with N * chunk_size; torch.compile needs more. Second derivatives and torch.func need chunk_size >= N.
 
-    Returns a float32 scalar (float64 for float64 features), or (N,) for "none". An anchor with a positive has a loss
-    from log|P(i)| to log(N-1) + 2/tau. An anchor, or a batch, without positives has loss 0 and gradient 0. NaN features
-    give a NaN loss. Raises ValueError for a wrong shape or value, and TypeError for a wrong type or dtype.
+    Returns a float32 tensor (float64 for float64 features): a scalar, or shape (N,) for "none". The loss of an anchor
+    with positives is from log|P(i)| to log(N-1) + 2/tau. Loss and gradient are 0 for an anchor or batch without
+    positives. NaN features give a NaN loss. Raises ValueError for a wrong shape or value, TypeError for a wrong type.
 
     >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     >>> scl_loss(features, torch.tensor([0, 0, 1, 1]), temperature=0.5)
@@ -70,21 +70,21 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 
 
 def _normalise(features: Tensor) -> Tensor:
-    """Scales each row to length 1. A row of zeros stays zero and gets gradient 0."""
-    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1); z does not depend on `largest`
-    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D); the squares cannot overflow or underflow
+    """Scales each row of the features to length 1. A row of zeros stays zero and gets gradient 0."""
+    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1); no gradient: scaling a row keeps z
+    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D) with maximum 1: squares stay in range
     return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
 
 
 class _Blocks(torch.autograd.Function):
     """Computes the losses and the numbers of positives in blocks of anchors, without storing an N x N matrix.
 
-    Notation: u = z / sqrt(tau), s_ij = u_i.u_j, l_i = log sum_{k != i} exp(s_ik), and g_i = dL/d loss_i. Then:
-        loss_i = l_i - mean_{j in P(i)} s_ij
-        d loss_i / d s_ij = exp(s_ij - l_i) - [j in P(i)] / |P(i)|, which is softmax minus target.
-    loss_i and loss_j depend on s_ij = s_ji, so W_ij is the sum of two derivatives. Row i of W needs only row i of s:
-        W_ij = g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|
-        dL/du_i = sum_j W_ij u_j
+    Notation: u = z / sqrt(tau), s_ij = u_i.u_j, l_i = log sum_{k != i} exp(s_ik), g_i = dL/d loss_i for a total loss L.
+    The loss of anchor i is l_i - mean_{j in P(i)} s_ij.
+    The derivative of loss_i by s_ij is softmax minus target: exp(s_ij - l_i) - [j in P(i)] / |P(i)|.
+    Both loss_i and loss_j depend on s_ij = s_ji, so W_ij = dL/ds_ij adds two derivatives, weighted by g_i and g_j:
+        g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|.
+    Row i of W needs only row i of s. The gradient dL/du_i is sum_j W_ij u_j.
     """
 
     @staticmethod
@@ -103,7 +103,7 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         if torch.is_grad_enabled():
-            raise RuntimeError(f"chunk_size must be at least N for a second derivative, got {ctx.chunk_size}")
+            raise RuntimeError(f"chunk_size must be at least {len(grad)} for a second derivative, got {ctx.chunk_size}")
         u, labels, num_positives, log_denominator = ctx.saved_tensors
         grad = grad * (num_positives > 0)  # (N,); in the loop, grad[rows, None] is g_i and grad is g_j
         share = grad / num_positives.clamp(min=1)
@@ -118,7 +118,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _blocks(u, labels, chunk_size):
-    """Yields `rows` (a slice), `logits` (c, N) and `positives` (c, N; 1 or 0) for each block of c anchors."""
+    """Yields for each block of c anchors: `rows` (a slice), `logits` (c, N) and `positives` (c, N; each 1 or 0)."""
     for start in range(0, u.shape[0], chunk_size):
         rows = slice(start, start + chunk_size)
         logits = u[rows] @ u.T
@@ -132,11 +132,11 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
                 temperature: float = 0.3) -> Tensor:
     """Computes Eq. 1, the fine-tuning objective: (1 - lam) * cross-entropy (Eq. 2) + lam * `scl_loss` (Eq. 3).
 
-    class_logits: (N, C), any floating dtype: the output of the classifier, before softmax.
-    features, labels, temperature: see `scl_loss`. Labels are from 0 to C - 1; the label -100 is not ignored.
+    class_logits: (N, C), any floating dtype: the output of the classifier before softmax.
     lam: from 0 to 1. With lam = 0, the loss is exactly cross-entropy. With lam = 1, the classifier gets gradient 0.
-    Returns a float32 scalar (float64 for float64 inputs): cross-entropy averages over the batch, SCL over the anchors
-    with a positive. N = 0 gives NaN. Errors: see `scl_loss`; on a CPU, a label outside 0 to C - 1 raises IndexError.
+    See `scl_loss` for the other arguments and the errors. Labels are from 0 to C - 1; the label -100 is not ignored.
+    Returns a float32 scalar (float64 for float64 inputs). Cross-entropy averages over the batch, and SCL averages over
+    the anchors with a positive. An empty batch gives NaN. On a CPU, a label outside 0 to C - 1 raises IndexError.
 
     >>> features, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, 1, 1])
     >>> ce_scl_loss(class_logits=5 * features, features=features, labels=labels, lam=0.9, temperature=0.5)
@@ -151,16 +151,16 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
 
 
 def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Returns (lowest, collapsed), two float32 scalars for a comparison with `scl_loss(features, labels, temperature)`.
+    """Returns two float32 scalars, `lowest` and `collapsed`, to compare with `scl_loss(features, labels, temperature)`.
 
-    `collapsed` is the loss if all features are equal: log(N - 1). The loss often starts near `collapsed`. If the loss
-    stays near `collapsed`, SCL does not train. `lowest` is a lower bound of the loss, with cosine 1 for positives. The
-    cosine of negatives is -1/(K-1) if the K classes have equal size, otherwise -1:
+    The scalar `collapsed` is log(N - 1), the loss if all features are equal. The loss often starts near `collapsed`. If
+    the loss stays near `collapsed`, SCL does not train. The scalar `lowest` is a lower bound of the loss. The bound
+    uses cosine 1 for positives and c for negatives, where c = -1/(K-1) for K classes of equal size, otherwise c = -1:
 
-        mean over anchors with a positive of log( |P(i)| + (N - 1 - |P(i)|) exp((cosine - 1) / tau) )
+        mean over anchors with a positive of log( |P(i)| + (N - 1 - |P(i)|) exp((c - 1) / tau) ).
 
     The loss can reach `lowest` if and only if K <= 2, or all classes have equal size and D >= K - 1, or only one class
-    has more than one example. In a batch without positives, both bounds are 0. Raises the same errors as `scl_loss`.
+    has more than one example. In a batch without positives, both scalars are 0. Raises the same errors as `scl_loss`.
 
     >>> scl_bounds(torch.tensor([0, 1] * 8), temperature=0.3)
     (tensor(1.9474), tensor(2.7081))
@@ -169,7 +169,7 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
     n, ordered = labels.shape[0], labels.long().sort().values  # not `unique`, whose shape depends on the data
     class_size = (torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)).float()
     has_positive = class_size > 1
-    # gap = 1 - cosine of negatives. Equal class sizes: K/(K-1) = n/(n - class_size), inf for K = 1. Otherwise: 2
+    # gap = 1 - cosine of negatives: K/(K-1) = n/(n - class_size) for equal class sizes (inf for K = 1), otherwise 2
     gap = torch.where((class_size == class_size[:1]).all(), n / (n - class_size), 2)
     floor = torch.log(class_size - 1 + (n - class_size) * torch.exp(-gap / temperature))
     lowest = floor.where(has_positive, 0).sum() / has_positive.sum().clamp(min=1)
@@ -179,16 +179,16 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
 def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Concatenates the tensors of all ranks and keeps gradients, so that SCL contrasts the examples of all ranks.
 
-    Pass all tensors that the loss needs. Each rank then computes the loss of the global batch (of all ranks):
+    Pass all tensors that the loss needs in one call, and compute the loss from the global batch (of all ranks):
 
         class_logits, features, labels = gather_batch(class_logits, features, labels)
 
-    With R ranks, shape (N/R, ...) becomes (N, ...), for each dtype of the backend. Without a process group, tensors
-    stay unchanged. Backward sums the gradients of all ranks; each rank keeps the part for its own examples. Then
-    DistributedDataParallel (DDP) averages over the ranks, so parameters have the same gradient as in one process.
-    Without DDP, average the gradients of the parameters yourself. Each rank exchanges N (C + D) numbers in forward and
-    in backward, and computes the loss in O(N^2 D). Raises TypeError if an argument is not a tensor, and ValueError
-    without arguments. All ranks raise ValueError if dtypes or shapes differ. Comparing dtypes synchronises the ranks.
+    With R ranks, a tensor of shape (N/R, ...) becomes (N, ...). Without a process group, the tensors stay unchanged.
+    Backward sums the gradients of all ranks; each rank keeps the part for its own examples. DistributedDataParallel
+    averages over the ranks, so parameters have the same gradient as in one process. Without DistributedDataParallel,
+    average the gradients of the parameters over the ranks yourself. Each rank exchanges N (C + D) numbers in forward
+    and in backward, and computes the loss in O(N^2 D). Raises TypeError for an argument that is not a tensor. Raises
+    ValueError without arguments, or on all ranks if dtypes or shapes differ. The comparison synchronises all ranks.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")

@@ -36,7 +36,7 @@ class Split:
     def draw(self, n: int | list[int], seed: int = SPLIT_SEED, leave: int = 0) -> "Split":
         """Draws at most n examples, stratified by class, or n[c] examples of each class c if n is a list.
 
-        A stratified draw leaves out at least `leave` examples of each class.
+        A draw stratified by class leaves at least `leave` examples of each class.
         """
         rng = np.random.default_rng(seed)
         sizes = np.bincount(self.labels, minlength=1)
@@ -45,7 +45,7 @@ class Split:
         return self.take(np.sort(np.concatenate(drawn)))
 
     def without(self, other: "Split") -> "Split":
-        """Returns the examples whose normalised texts are not in the other split."""
+        """Returns the examples of this split whose normalised texts are not in the other split."""
         seen = {normalise(texts) for texts in other.texts}
         kept = [i for i, texts in enumerate(self.texts) if normalise(texts) not in seen]
         return self.take(np.array(kept, dtype=int))
@@ -57,9 +57,9 @@ class Split:
 
 
 class Data(NamedTuple):
-    """Holds a task before a k-shot sample is drawn.
+    """Holds the data of a task before a k-shot sample is drawn.
 
-    If `validation` is None, `sample` draws the validation set from the examples outside the k-shot sample.
+    If `validation` is None, `sample` draws the validation set from the training examples outside the k-shot sample.
     """
 
     train: Split
@@ -88,9 +88,10 @@ def allot(sizes: np.ndarray, n: int, leave: int = 0) -> np.ndarray:
 
 
 def separate(train: Split, validation: Split | None, test: Split, few_shot: bool) -> tuple[Split, Split | None, Split]:
-    """Removes examples until no text is in two splits. Without `few_shot`, draws a missing validation set from train.
+    """Removes examples so that training, validation and test set have no text in common.
 
-    The drawn validation set is as large as the test set, but has at most a tenth of train.
+    If `few_shot` is false, draws a missing validation set from the training examples. The drawn validation set is as
+    large as the test set, but has at most a tenth of the training examples.
     """
     train = remove_texts("train", train, "test", test)
     if validation is not None:
@@ -109,7 +110,7 @@ def separate(train: Split, validation: Split | None, test: Split, few_shot: bool
 
 
 def remove_texts(name: str, split: Split, other_name: str, other: Split) -> Split:
-    """Returns the examples whose texts are not in the other split. Prints the number of removed examples."""
+    """Returns the examples of `split` whose texts are not in `other`. Prints the number of removed examples."""
     kept = split.without(other)
     if not len(kept):
         raise UserError(f"every text of {name} is also in {other_name}; give {name} other texts")
@@ -120,7 +121,7 @@ def remove_texts(name: str, split: Split, other_name: str, other: Split) -> Spli
 
 
 def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int) -> tuple[Split, Split, Split]:
-    """Returns (train, validation, test). The training set depends only on the data, the shots and the seed."""
+    """Returns the training, validation and test set. The training set depends only on the data, shots and seed."""
     pool, validation, test, names = data
     train = pool
     if shots:
@@ -148,7 +149,7 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
 def add_noise(split: Split, kind: str, level: float, num_classes: int, seed: int) -> Split:
     """Changes a fraction `level` of the labels, or drops or swaps a fraction `level` of the words of each text.
 
-    Prints a message if no label and no word has changed.
+    Prints a message if the noise changes no label and no word.
     """
     rng = np.random.default_rng([seed, 1])
     if kind == "label":
@@ -181,7 +182,8 @@ def back_translate(split: Split, temperature: float, translators: list[str], out
                    device: Any, copies: int = 3) -> Split:  # fmt: skip
     """Adds three sampled back-translations (English to German to English) of each example, as in the paper's Table 3.
 
-    Stores the translations in OUT. The file name has a digest of the examples, seed, temperature and models.
+    Stores the translations in a file in the folder `out`. A digest of the examples, seed, temperature and models is
+    part of the file's name.
     """
     key = hashlib.sha256(json.dumps([split.checksum, seed, temperature, translators]).encode())
     file = Path(out, f"backtranslation-{key.hexdigest()[:12]}.json")
@@ -228,9 +230,10 @@ def translate(texts: list[str], model: str, temperature: float, seed: int, devic
 
 
 def demo_data() -> Data:
-    """Generates short reviews from two dozen words. The label is the author's verdict, which may be negated.
+    """Generates short reviews from two dozen words. The label of a review is the author's verdict.
 
-    Some reviews also quote the opinion of other people, which does not change the label.
+    Some reviews negate the verdict ("not great" is negative). Some reviews also quote the opinion of other people,
+    which does not change the label.
     """
     rng = np.random.default_rng(0)
     verdicts = (("awful", "dull"), ("great", "fresh"))

@@ -1,4 +1,4 @@
-"""Defines user errors: problems that the user can correct. The programs print each user error on one line."""
+"""Defines user errors: problems that the user can correct. finetune.py and eval.py print a user error on one line."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def one_line(text: object, limit: int | None = None) -> str:
-    """Returns the text on one line. Escapes control characters and shortens the text to `limit` characters."""
+    """Returns the text as one line. Escapes control characters and shortens the text to `limit` characters."""
     line = "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in str(text))
     return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
 
@@ -32,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explain_errors(flag: str, value: object, expected: str, without_hub: str | None = None) -> Iterator[None]:
     """Turns an exception inside the block into a UserError that names the flag, the value and the expected value.
 
-    `without_hub` tells the user what to do if the hub cannot be reached.
+    The text `without_hub` tells the user what to do if the hub cannot be reached.
     """
     try:
         yield
@@ -53,9 +53,9 @@ def explain_errors(flag: str, value: object, expected: str, without_hub: str | N
 
 @functools.cache
 def connect_hub(seconds: float = 8) -> None:
-    """Checks once whether the hub answers. If the hub does not answer, libraries use only the files in their cache.
+    """Checks whether the hub answers. If the hub does not answer, transformers and datasets use only cached files.
 
-    Without this check, the libraries try to reach the hub for 23 s per file.
+    Without this check, transformers and datasets try to reach the hub for 23 s per file.
     """
     import huggingface_hub
 
@@ -64,7 +64,7 @@ def connect_hub(seconds: float = 8) -> None:
             answers.append(huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=seconds))
 
     answers: list = []
-    thread = threading.Thread(target=ask, daemon=True)  # a thread, because a hanging name server ignores the timeout
+    thread = threading.Thread(target=ask, daemon=True)  # a thread, because name lookup ignores `timeout`
     thread.start()
     thread.join(seconds)
     if not answers:

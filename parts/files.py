@@ -1,6 +1,6 @@
-"""Reads the needed columns of tsv, csv, jsonl and parquet files with pyarrow. The values of other columns are ignored.
+"""Reads the needed columns of tsv, csv, jsonl and parquet files with pyarrow, and ignores all other columns.
 
-Messages count rows from 1, without blank lines. In tsv and csv files, the header is row 1.
+Error messages count the rows of a file from 1, without blank lines. The header of a tsv or csv file is row 1.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ FORMATS = {".tsv": "columns separated by tabs", ".csv": "columns separated by co
 class Table(NamedTuple):
     names: list[str]  # names of all columns
     columns: dict[str, list]  # values of the needed columns; None is a missing value
-    numbers: list[int]  # number of each row in the file
+    numbers: list[int]  # row number of each row in the file
     torn: list  # pyarrow's description of each row with too few or too many fields
 
 
@@ -29,7 +29,8 @@ def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | No
                hint: str | None = None) -> Table:  # fmt: skip
     """Reads the needed columns of a file, and the column text_pair if it exists.
 
-    `header` has the column names of a file without a header. `hint` tells what to do if the column text is missing.
+    The tuple `header` has the column names of a file without a header. The text `hint` tells the user what to do if
+    the column text is missing.
     """
     suffix, wanted, torn = file.suffix.lower(), (*needed, "text_pair"), []
     read = {".jsonl": read_jsonl, ".parquet": read_parquet}.get(suffix, read_delimited)
@@ -62,7 +63,7 @@ def decode(file: Path) -> str:
 
 
 def check_header(file: Path, names: list[str], needed: tuple[str, ...], hint: str | None) -> None:
-    """Checks that each needed column exists exactly once. The error message says what to change."""
+    """Checks that each needed column exists exactly once. The error message tells the user how to change the header."""
     where = str(file) if file.suffix.lower() == ".parquet" else f"{file}, line 1"
     if repeated := [name for name in (*needed, "text_pair") if names.count(name) > 1]:
         raise UserError(f"{where} has the column {repeated[0]} twice; keep one")
@@ -118,14 +119,14 @@ def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] 
         invalid_row_handler=lambda row: torn.append(row) or "skip")  # fmt: skip
     strings = pyarrow.csv.ConvertOptions(include_columns=wanted, include_missing_columns=True,
                                          column_types=dict.fromkeys(wanted, pyarrow.string()))  # fmt: skip
-    options = pyarrow.csv.ReadOptions(use_threads=False, block_size=2**26, column_names=header)  # a row fits in a block
+    options = pyarrow.csv.ReadOptions(use_threads=False, block_size=2**26, column_names=header)  # row <= 64 MiB
     table = pyarrow.csv.read_csv(pyarrow.BufferReader(raw), options, parse, strings)
     start = io.StringIO(raw[: 2**20].decode("utf-8-sig", errors="replace"), newline="")
     return header or next(filter(None, csv.reader(start, delimiter=delimiter, quoting=quoting))), table
 
 
 def check_quotes(file: Path) -> None:
-    """Checks that all double quotes of a csv file are closed. pyarrow would join the rows after an open quote."""
+    """Checks that all double quotes of a csv file are closed, because pyarrow joins the rows after an open quote."""
     csv.field_size_limit(sys.maxsize)
     try:
         with open(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
@@ -147,7 +148,7 @@ def read_jsonl(file: Path, wanted: tuple[str, ...], header: None, torn: list) ->
     label_type = label_types.get(type(example.get("label")), pyarrow.string())
     schema = pyarrow.schema([(name, label_type if name == "label" else pyarrow.string()) for name in wanted])
     parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    options = pyarrow.json.ReadOptions(block_size=min(len(raw), 2**31 - 1))  # one block, so messages count all rows
+    options = pyarrow.json.ReadOptions(block_size=min(len(raw), 2**31 - 1))  # one block, to count all rows
     table = pyarrow.json.read_json(pyarrow.BufferReader(raw), options, parse)
     later = [name for name in wanted if name not in example and table.column(name).null_count < len(table)]
     return [*example, *later], table

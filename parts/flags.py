@@ -1,4 +1,7 @@
-"""Defines types of command-line arguments and checks that argparse cannot make. This module does not import torch."""
+"""Defines types of command-line arguments and checks that argparse cannot make.
+
+This module does not import torch, so that --help is fast.
+"""
 
 import argparse
 import contextlib
@@ -15,7 +18,7 @@ TRANSLATORS = ["Helsinki-NLP/opus-mt-en-de", "Helsinki-NLP/opus-mt-de-en"]
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a UserError for a wrong argument. argparse itself would print the usage before the error."""
+    """Raises a UserError for a wrong argument. Plain argparse would print the usage of the program before the error."""
 
     def error(self, message: str):
         raise UserError(message)
@@ -50,9 +53,10 @@ def complete(args: argparse.Namespace) -> None:
 
 
 def one_spelling(path: str, reserved: tuple[str, ...]) -> str:
-    """Returns the normalised path of a folder, for example "b" for "b/" and "./b", so that one folder is one setting.
+    """Returns the normalised path of a folder, for example "b" for "b/" and "./b", so that one folder has one name.
 
-    Keeps "./demo", because the name "demo" is reserved. Keeps "./b" without such a folder, as "b" would be a hub id.
+    Keeps "./demo", because the name "demo" is reserved. Keeps "./b" if there is no folder b, because "b" could be the
+    id of a model on the hub.
     """
     if path in reserved or not os.path.isdir(path):
         return path

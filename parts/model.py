@@ -24,7 +24,7 @@ EVAL_BATCH = 64
 class Model(nn.Module):
     """Combines an encoder, a tokenizer and a classifier. SCL contrasts the features that the classifier reads.
 
-    With cls pooling, the features are the last hidden layer at the first token, and the classifier is the model's own.
+    With cls pooling, `backbone` has the classifier, and the features are the last hidden layer at the first token.
     With mean pooling, the features are the mean of the last hidden layer over the tokens without padding, and the
     classifier is the linear layer `head`. With `ce_temperature` T, `head` reads l2-normalised features divided by T.
     """
@@ -39,7 +39,7 @@ class Model(nn.Module):
         backbone.base_model.register_forward_hook(self.keep_hidden)
 
     def keep_hidden(self, module, inputs, output) -> None:
-        """Stores the last hidden layer. Without this hook, the model would have to return all hidden layers."""
+        """Stores the last hidden layer. Without this hook, the encoder would have to return all hidden layers."""
         self.hidden = output[0]
 
     def forward(self, **tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ class Model(nn.Module):
         return self.head(scaled), features
 
     def tokenize(self, texts: list[tuple[str, ...]]) -> dict[str, Tensor]:
-        """Returns the token tensors (N, T) of a batch, padded on the right. T is the length of the longest text."""
+        """Returns the token tensors (N, T) of a batch, padded on the right to the length T of the longest text."""
         columns = map(list, zip(*texts, strict=True))
         tokens = self.tokenizer(*columns, truncation=True, max_length=self.tokenizer.model_max_length, padding=True,
                                 return_tensors="pt")
@@ -122,7 +122,7 @@ SCL, the supervised contrastive loss: Gunel, Du, Conneau, Stoyanov, ICLR 2021, h
 LOADING = {
     True: '`transformers.pipeline("text-classification", model=FOLDER)` loads this model.',
     False: "The linear classifier is in `head.safetensors`. A `pipeline` ignores this file and predicts at random.",
-}  # the key says whether the model has its own classifier
+}  # the key says whether the classifier is part of the transformers model
 
 
 def save_checkpoint(folder: Path, model: Model, record: dict) -> None:

@@ -12,15 +12,19 @@ from parts.statistics import agree, pooled, t_interval, top_three_gain
 
 NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "qqp": "QQP",
          "wnli": "WNLI", "amazon_polarity": "Amazon", "yelp_polarity": "Yelp", "TREC6": "TREC-6"}  # fmt: skip
-COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"  # Okabe and Ito
+# The colours are the colour-blind-safe colours of Okabe and Ito.
+COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_ROWS = 25
 UNTOLD = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size", "micro_batch_size",
-          "compile", "precision"}  # a label names these fields in words, or only the table names them
+          "compile", "precision"}  # labels of the figure show these fields in other words, or omit these fields
 HEADING = ("pooling", "lr", "head_lr", "steps")
 
 
 def save(figure, output: str, width: float, height: float) -> None:
-    """Writes the figure with this size in inches, within limits. A dollar sign in a text does not start a formula."""
+    """Saves the figure. The size of the figure is in inches; a size above the limits is reduced.
+
+    A text with dollar signs is not read as a formula.
+    """
     from matplotlib.text import Text
 
     figure.set_size_inches(min(width, 20), min(height, 40))
@@ -28,7 +32,7 @@ def save(figure, output: str, width: float, height: float) -> None:
         text.set_parse_math(False)
     try:
         figure.savefig(output, dpi=150)
-    except ValueError as error:  # an unknown format
+    except ValueError as error:  # raised for an unknown file format
         raise UserError(f"argument -o: {output} cannot be written: {error}") from None
     print(f"picture in {one_line(output)}")
 
@@ -43,13 +47,13 @@ def size_name(record: dict) -> str:
 
 
 def short(number: object) -> str:
-    """Returns 1e-4 for 0.0001. Returns other values as str."""
+    """Returns a value as a short text, such as "1e-4" for 0.0001."""
     is_small = isinstance(number, float) and 0 < number < 0.01
     return np.format_float_scientific(number, trim="-", exp_digits=1) if is_small else one_line(number, 40)
 
 
 def signed(number: float, digits: int = 1) -> str:
-    """Returns the number with a plus or a true minus sign."""
+    """Returns the number as text with a plus sign or a typographic minus sign."""
     return f"{number:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -57,17 +61,17 @@ def signed(number: float, digits: int = 1) -> str:
 
 
 def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
-    """Draws a line for each pair of rows, CE + SCL and CE: every seed, the mean, its interval and the paper's gain."""
+    """Draws a line for each comparison of CE + SCL with CE: the seeds, the mean, an interval and the paper's gain."""
     from matplotlib.figure import Figure
     from matplotlib.transforms import blended_transform_factory
 
     figure = Figure(layout="constrained")
     panel = figure.subplots()
-    encoders = dict.fromkeys(encoder_name(row) for row, _ in pairs)  # in the order of the files
+    encoders = dict.fromkeys(encoder_name(row) for row, _ in pairs)  # encoder names in the order of the files
     groups = [[pair for pair in pairs if encoder_name(pair[0]) == encoder] for encoder in encoders]
     lines = [line for encoder, group in zip(encoders, groups, strict=True) for line in effect_lines(encoder, group)]
     if sum(interval is not None for _, interval, _ in lines) > MOST_ROWS:
-        lines = [line for line in lines if line[1] is None or line[2]]  # no means of groups
+        lines = [line for line in lines if line[1] is None or line[2]]  # removes the means of groups
 
     low, high = axis_limits([interval for _, interval, _ in lines if interval], [row for row, _ in pairs])
     panel.set(xlim=(low, high), ylim=(len(lines) - 0.4, -0.6), xlabel="difference in test accuracy, points")
@@ -96,9 +100,11 @@ def encoder_name(row: Row) -> str:
 
 
 def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
-    """Returns label, interval and pair for each line of an encoder: a heading, rows, and means of groups that agree.
+    """Returns the lines of the figure for one encoder. Each line is a tuple: label, interval, pair of table rows.
 
-    The heading names the usual pooling, learning rate and so on. The label of a row names what is different.
+    The lines are a heading, the comparisons of CE + SCL with CE, and means of settings with equally many examples. The
+    heading names the most frequent pooling, learning rate and so on. The label of a comparison names only
+    hyperparameters that differ from the heading.
     """
     told = [told_fields(*pair) for pair in pairs]
     usual = {name: Counter(fields.get(name) for fields in told).most_common(1)[0][0] for name in told[0]}
@@ -124,7 +130,7 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
 
 
 def told_fields(row: Row, ce: Row) -> dict[str, str]:
-    """Returns the fields that a label may name, as text: "lr 2e-5 / 1e-5" if CE and CE + SCL differ."""
+    """Returns the hyperparameters as texts for a label, such as "lr 2e-5 / 1e-5" if CE has 2e-5 and CE + SCL 1e-5."""
     record, text = first(row), {}
     for name in ("lr", "head_lr", "steps"):
         text[name] = " / ".join(dict.fromkeys(short(of_row[name]) for of_row in (first(ce), record)))
@@ -136,7 +142,7 @@ def told_fields(row: Row, ce: Row) -> dict[str, str]:
 
 
 def axis_limits(intervals: list[tuple], rows: list[Row]) -> tuple[float, float]:
-    """Returns the ends of the axis: -8 and 18 points, or further if a mean or a gain of the paper needs it."""
+    """Returns the ends of the axis: -8 and 18 points, or further out to show all means and all gains of the paper."""
     papers = [first(row)["papers_gain"] or 0 for row in rows]
     means = [100 * mean for mean, *_ in intervals]
     return math.floor(min(-8, *means, *papers)), math.ceil(max(18, *means, *papers))
@@ -144,7 +150,7 @@ def axis_limits(intervals: list[tuple], rows: list[Row]) -> tuple[float, float]:
 
 def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | None = None,
                 ce: Row | None = None) -> None:  # fmt: skip
-    """Draws one line: a pair of rows, or the mean of a group, which has no seeds."""
+    """Draws one line of the figure: a comparison of `row` with `ce`, or, without `row`, the mean of a group."""
     mean, low, high = (100 * part for part in interval)
     shape, colour, label = "s", "#0072B2", "mean, 95 % interval"
     if row:
@@ -167,10 +173,10 @@ def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | 
 
 
 def draw_seeds(panel, y: int, gains: list[float]) -> None:
-    """Draws a dot for each seed below the line. Stacks dots that would overlap, and prints values off the axis."""
+    """Draws a dot for each seed. Stacks dots that would overlap, and writes values beyond the axis as numbers."""
     low, high = panel.get_xlim()
-    width = (high - low) / 75  # of a dot
-    ends: list[float] = []  # the last dot of each level
+    width = (high - low) / 75  # width of a dot on the axis
+    ends: list[float] = []  # position of the last dot in each level of the stack
     dots = []
     for gain in sorted(gain for gain in gains if low <= gain <= high):
         level = next((i for i, end in enumerate(ends) if gain - end >= width), len(ends))
@@ -190,9 +196,9 @@ def draw_seeds(panel, y: int, gains: list[float]) -> None:
 
 
 def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
-    """Draws validation accuracy minus CE's for each (lam, tau).
+    """Draws the validation accuracy of each pair (lam, tau) minus the validation accuracy of CE.
 
-    A colour has full strength at twice the half width of the 95 % interval. So uncertain differences look pale.
+    The colour scale reaches at least to the width of the 95 % interval, so that uncertain differences look pale.
     """
     from matplotlib.figure import Figure
 
@@ -235,12 +241,12 @@ def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
 def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
     """Draws a panel for each test set (record, class names, labels, class logits, features), with one legend for all.
 
-    `differing` names the fields in which the records differ.
+    The list `differing` names the fields in which the records differ.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    columns = len(tests) if len(tests) <= 3 else 2  # pairs such as CE beside CE + SCL
+    columns = len(tests) if len(tests) <= 3 else 2  # four panels or more: two columns, such as CE and CE + SCL
     rows = math.ceil(len(tests) / columns)
     classes = list(dict.fromkeys(name for _, names, *_ in tests for name in names))
     looks = [{"color": COLOURS[i % 6], "marker": MARKERS[(i + i // 6) % 6]} for i in range(len(classes))]
@@ -261,12 +267,12 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
     legend = figure.legend(handles, range(len(classes)), loc="outside lower center", ncols=4 if columns > 1 else 2,
                            frameon=False)
     for text, name in zip(legend.get_texts(), classes, strict=True):
-        text.set_text(one_line(name, 24))  # set last, because matplotlib hides a label that starts with "_"
+        text.set_text(one_line(name, 24))  # set late, because matplotlib hides a label that starts with "_"
     save(figure, output, 3.3 * columns + 0.2, 3.6 * rows + 0.6 + 0.2 * math.ceil(len(classes) / 4))
 
 
 def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str]]:
-    """Returns the title of the figure, with what all panels share, and two lines for each panel."""
+    """Returns the title of the figure, which names what all panels share, and the titles of the panels."""
     parts = []
     for record, *_ in tests:
         found = [shown(record).get(name) for name in differing]
@@ -286,7 +292,7 @@ def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str
 
 
 def project(features: np.ndarray, run: str) -> np.ndarray:
-    """Returns t-SNE by cosine distances, (N, 2). Rejects features that all have the same direction."""
+    """Returns t-SNE coordinates (N, 2) from cosine distances. Rejects features that all point in the same direction."""
     from sklearn.manifold import TSNE
 
     z = features / np.maximum(np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True), 1e-300)

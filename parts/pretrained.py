@@ -17,7 +17,7 @@ from parts.model import Model
 
 
 def fetch_model(model: str) -> str:
-    """Returns the local folder of a model. Downloads only safetensors weights, so that no file is unpickled."""
+    """Returns the local folder of a model. Downloads only safetensors weights, because a pickle file could run code."""
     if model == "demo" or os.path.isdir(model):
         return model
     connect_hub()
@@ -27,7 +27,7 @@ def fetch_model(model: str) -> str:
 
 
 def load_config(source: str):
-    """Loads the config of a model. Overrides options that change the output format or fetch kernels from the hub."""
+    """Loads the config of a model. Overrides options that change the output format or download kernels from the hub."""
     ours = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "attn_implementation": None}
     with explain_errors("--model", source, "a folder that save_pretrained wrote"):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **ours)
@@ -67,16 +67,16 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
 
 
 def longest_input(encoder: transformers.PreTrainedModel) -> int:
-    """Returns the maximum number of tokens of an input, from the position embeddings.
+    """Returns the maximum number of tokens of an input, from the number of position embeddings.
 
-    The positions of RoBERTa-like models start at padding_idx + 1.
+    RoBERTa-like models number the positions from padding_idx + 1.
     """
     for name, module in encoder.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             first_position = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - first_position
     limit = getattr(encoder.config, "max_position_embeddings", None)
-    return limit if limit and limit > 0 else sys.maxsize  # XLNet has no maximum length
+    return limit if limit and limit > 0 else sys.maxsize  # for models without a maximum, such as XLNet
 
 
 def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
@@ -106,8 +106,8 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
                ce_temperature: float | None = None) -> Model:  # fmt: skip
     """Loads a model of transformers, or a checkpoint of this project, with a classifier for the given classes.
 
-    Keeps a trained classifier if it has the same class names, in any order. Any other classifier is replaced by a new
-    classifier, which is initialised from torch's random seed.
+    Keeps a trained classifier that has exactly the given class names, in any order. If the model has no classifier
+    with the given class names, adds a new classifier, which is initialised from torch's random seed.
     """
     has_own_classifier = pooling == "cls" and not ce_temperature
     config = demo_config(tokenizer) if source == "demo" else load_config(source)
@@ -144,7 +144,7 @@ def demo_config(tokenizer) -> transformers.RobertaConfig:
 
 
 def load_backbone(source: str, config, has_own_classifier: bool) -> tuple[transformers.PreTrainedModel, set[str]]:
-    """Loads the network. Returns the network and the names of the parameters that the files do not contain."""
+    """Loads the network. Returns two values: the network, and the names of parameters that the model files lack."""
     auto = transformers.AutoModelForSequenceClassification if has_own_classifier else transformers.AutoModel
     if source == "demo":
         return auto.from_config(config), set()
@@ -157,7 +157,7 @@ def load_backbone(source: str, config, has_own_classifier: bool) -> tuple[transf
 
 
 def adapt_config(config, label_names: tuple[str, ...], dropout: float) -> None:
-    """Sets the class names, all dropout rates, and pooling at the first token in the config of a model."""
+    """Changes the config of a model: sets class names, all dropout rates, and pooling at the first token."""
     config.id2label = dict(enumerate(label_names))  # also sets num_labels
     config.label2id = {name: number for number, name in enumerate(label_names)}
     config.problem_type = "single_label_classification"
@@ -192,7 +192,7 @@ def saved_classes(source: str) -> tuple[str, ...]:
 
 
 def match_classes(saved: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | None:
-    """Returns the row of the saved classifier for each wanted class, or None if the class names differ.
+    """Returns a list with the index of each wanted class in `saved`, or None if the class names differ.
 
     The comparison of class names ignores case and treats "-" as "_".
     """
@@ -212,7 +212,7 @@ def reorder(layer: nn.Linear, rows: list[int]) -> None:
 
 
 def check_weights(model: Model, source: str) -> None:
-    """Checks that all weights are finite, that the model accepts a text, and that the classifier uses only features."""
+    """Checks that all weights are finite, the model accepts a text, and the classifier reads only features."""
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise UserError(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")
     class_logits, _ = try_text(model, source)
@@ -231,7 +231,7 @@ def try_text(model: Model, source: str) -> tuple[Tensor, Tensor]:
 
 
 def freeze_unused(model: Model, source: str) -> None:
-    """Freezes parameters that no output uses, because DistributedDataParallel would wait for their gradients."""
+    """Freezes parameters that no output uses. DistributedDataParallel would wait for gradients of unused parameters."""
     class_logits, features = try_text(model, source)
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(class_logits.sum() + features.sum(), parameters, allow_unused=True)

@@ -35,7 +35,7 @@ def join_ranks(device: torch.device) -> None:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Returns whether the flag is true on any rank, so that all ranks take the same branch."""
+    """Returns whether the flag is true on any rank, so that all ranks decide the same."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(float(flag), device=device)
@@ -44,7 +44,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """Returns the named device, or the fastest device of this machine. Checks that the device works."""
+    """Returns the device `name`, by default the fastest device of this machine. Checks that the device works."""
     local_rank = os.environ["LOCAL_RANK"] if dist.is_torchelastic_launched() else None
     has_mps = torch.backends.mps.is_available() and local_rank is None  # torch.distributed does not support MPS
     name = name or ("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")

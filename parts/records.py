@@ -1,4 +1,4 @@
-"""Reads and writes records. A record is a line of results.jsonl with the setting and the results of a finished run."""
+"""Reads and writes records. A record is a line of results.jsonl with the flags and the results of a finished run."""
 
 import contextlib
 import fcntl
@@ -25,7 +25,7 @@ ARM_AND_SEED = re.compile(r"(.+)-seed\d+-[0-9a-f]{6}$")  # name of a run: arm (t
 
 def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, seed: int,
               splits: tuple[Split, ...], max_length: int, processes: int) -> dict:  # fmt: skip
-    """Returns the setting of a run, including all default values. The run's name ends with a digest of the setting."""
+    """Returns all values that define a run, including defaults. The run's name ends with a digest of all values."""
     train_size = len(splits[0])
     per_epoch = max(1, train_size // args.batch_size)
     steps_by_epochs = math.ceil(args.epochs * per_epoch) if args.epochs else max(10 * per_epoch, 200)
@@ -49,7 +49,8 @@ def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, 
 def base_model(model: str) -> str:
     """Returns the name of a model. Removes the method and the seed from the name of a checkpoint of this project.
 
-    In a transfer experiment, the CE run and the CE + SCL run start from two checkpoints, but have the same setting.
+    In a transfer experiment, CE starts from a CE checkpoint and CE + SCL from a CE + SCL checkpoint. For a
+    comparison, CE and CE + SCL need the same model name.
     """
     arm = ARM_AND_SEED.match(model.rstrip("/"))
     return re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?$", "", arm[1]) if arm else model.rstrip("/")
@@ -57,7 +58,7 @@ def base_model(model: str) -> str:
 
 def print_setting(config: dict, splits: tuple[Split, ...], names: tuple[str, ...], model: str,
                   warnings: list[str]) -> None:  # fmt: skip
-    """Prints the model, the data and the hyperparameters of a run. `model` is a summary, `names` are the classes."""
+    """Prints the model, the data and the hyperparameters of a run. The tuple `names` has the class names."""
     train, validation, _ = splits
     noise = f" with {config['noise']} noise {config['noise_level']:g}" if config["noise"] else ""
     batch_size = min(config["batch_size"], len(train))
@@ -98,7 +99,10 @@ def class_sizes(split: Split, names: tuple[str, ...]) -> np.ndarray:
 
 
 def read_records(file: Path, quiet: bool = False) -> list[dict]:
-    """Reads the records of a file, oldest first. Skips lines that are not records, with a message unless `quiet`."""
+    """Reads the records of a file, oldest first.
+
+    Skips lines that are not records, and prints a message for each skipped line unless `quiet` is true.
+    """
     records = []
     text = file.read_text(encoding="utf-8", errors="replace") if os.path.isfile(file) else ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -114,7 +118,7 @@ def read_records(file: Path, quiet: bool = False) -> list[dict]:
 
 
 def open_results(out: Path) -> None:
-    """Checks before training that the file of the records can be written."""
+    """Checks before training that the program can write to results.jsonl."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         open(out / "results.jsonl", "ab").close()
@@ -124,7 +128,7 @@ def open_results(out: Path) -> None:
 
 
 def append_record(file: Path, record: dict) -> None:
-    """Appends a record, unless the file has a record of the same run. Completes a last line that is incomplete."""
+    """Appends a record, unless the file has a record of the same run. First ends an incomplete last line."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b") as results:
         fcntl.flock(results, fcntl.LOCK_EX)
@@ -144,13 +148,13 @@ def method_name(record: dict) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path. At the end, the file or folder at the temporary path replaces `path`.
+    """Yields a temporary path. After the block, the file or folder at the temporary path replaces `path`.
 
-    Therefore `path` is never incomplete, even if the process is killed.
+    A process that is killed during writing leaves no incomplete file at `path`.
     """
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove(part)  # a killed process may have left this path
+    remove(part)  # a killed process may have left a temporary file or folder
     try:
         yield part
         if path.is_dir():  # `replace` cannot overwrite a folder

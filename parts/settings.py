@@ -1,8 +1,8 @@
-"""Groups records into settings and rows, and finds the rows that may be compared.
+"""Groups records into settings and table rows, and finds the rows of CE and CE + SCL that may be compared.
 
-A setting has all values that CE and CE + SCL must share in a comparison: task, shots, encoder, noise, batch size and
-all other flags. A row is one method of a setting, with its learning rates and number of steps. The records of a row
-differ only in their seeds.
+A setting has all values that CE and CE + SCL must share in a comparison, such as task, shots, encoder and batch size.
+A table row stands for one method in one setting, with the method's learning rates and number of steps. The records of
+a table row are runs that differ only in the seed.
 """
 
 import itertools
@@ -33,11 +33,11 @@ LIMITS = {"lam": (0, 1), "lr": (0, 1e9), "head_lr": (0, 1e9), "steps": (1, 1e9),
           "seed": (0, 1e15), "max_length": (1, 1e9), "test_size": (1, 1e9)}  # lowest and highest valid value
 RESULT_LIMITS = {"validation_accuracy": (0, 1), "test_accuracy": (0, 1), "seconds": (0, 1e9)}
 
-Row = dict[int, dict]  # maps a seed to its record
-Settings = dict[tuple, dict[tuple, Row]]  # maps a setting and the values of ROW to a row
+Row = dict[int, dict]  # maps a seed to the record of the run with this seed
+Settings = dict[tuple, dict[tuple, Row]]  # maps each setting to its table rows; the key of a row has the values of ROW
 
-# Test accuracies of CE and of CE + SCL (the best of 24 pairs of lam and tau) in the paper, Tables 2, 3 and 5.
-# The keys are task, shots and the temperature of back-translation. The last two tasks are the transfer from SST-2.
+# Test accuracies in the paper (Tables 2, 3 and 5): first CE, then CE + SCL with the best of 24 pairs of lam and tau.
+# The keys of PAPER are task, shots and the temperature of back-translation. The last line is the transfer from SST-2.
 PAPER = {
     ("sst2", "20", None): (85.9, 88.1), ("qnli", "20", None): (65.0, 75.7), ("mnli", "20", None): (39.3, 42.7),
     ("sst2", "100", None): (91.1, 92.8), ("qnli", "100", None): (81.9, 82.5), ("mnli", "100", None): (59.2, 61.1),
@@ -53,7 +53,10 @@ PAPER = {
 
 
 def read_settings(files: list[str]) -> Settings:
-    """Reads the records of all files. A run in two files counts once. Two results for the same seed are an error."""
+    """Reads the records of all files. A run in two files counts once.
+
+    Rejects two different results for the same setting, method and seed.
+    """
     settings: Settings = {}
     for file in files:
         file = os.path.join(file, "results.jsonl") if os.path.isdir(file) else file
@@ -73,7 +76,7 @@ def read_settings(files: list[str]) -> Settings:
 
 
 def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> dict:
-    """Checks a record and adds derived fields: setting, row, method, size, the paper's gain and correct predictions."""
+    """Checks a record, and adds derived fields such as setting, row, method, size and the gain in the paper."""
     with explain_errors(flag, source, "a record that finetune.py wrote"):
         check(record, limits)
         arm = ARM_AND_SEED.match(record["run"])  # old records lack arm and base_model
@@ -87,7 +90,7 @@ def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> 
         hash(record["row"])  # raises TypeError for a list, which is invalid here
         record["method"] = method_name(record)
         record["papers_gain"] = papers_gain(record)
-        record["noise_text"] = f"{record['noise']} {record['noise_level']:g}" if record["noise"] else ""
+        record["noise_text"] = f"{record['noise']} noise {record['noise_level']:g}" if record["noise"] else ""
         if "test_correct" in record:  # one bit per test example, in hexadecimal
             bits = np.unpackbits(np.frombuffer(bytes.fromhex(record["test_correct"]), np.uint8))
             record["correct"] = bits[: record["test_size"]].reshape(record["test_size"]).astype(int)
@@ -102,11 +105,11 @@ def check(record: dict, limits: dict[str, tuple]) -> None:
         if not (isinstance(value, str) if name in TEXTS else is_number):
             raise ValueError(f"{name} is {value!r}" if name in record else f"it has no {name}")
     if (record["lam"] == 0) != (record.get("tau") is None):
-        raise ValueError(f"lam is {record['lam']} and tau is {record.get('tau')}")
+        raise ValueError(f"lam is {record['lam']}, but tau is {record.get('tau')}")
 
 
 def shown(record: dict) -> dict:
-    """Returns the record as shown in a table: with folder names instead of paths, and None instead of defaults."""
+    """Returns the record for a table: with folder names instead of paths, and None instead of default values."""
     usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
     derived = {name: None for name, value in usual.items() if record[name] == value}
     folders = {"model": Path(record["base_model"]).name or record["base_model"],
@@ -123,7 +126,7 @@ def compared_fields(records: list[dict]) -> list[str]:
 
 
 def papers_gain(record: dict) -> float | None:
-    """Returns CE + SCL minus CE in the paper, in percentage points, or None if the paper has no such result."""
+    """Returns the gain of CE + SCL over CE in the paper, in percentage points, or None if the paper has no result."""
     is_its_method = tuple(record[name] for name in ROW[:3]) == CE_SCL
     is_like_it = record.get("batch_size") == 16 and record["noise"] in (None, "backtranslation")
     is_from_sst2 = is_transfer(record) and Path(record["base_model"]).name.startswith("sst2-")
@@ -143,15 +146,15 @@ def describe(record: dict) -> str:
 
 
 def first(row: Row) -> dict:
-    """Returns one record of a row, for the fields that all records of a row share."""
+    """Returns one record of a table row, to read values that all records of the row share."""
     return next(iter(row.values()))
 
 
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
-    """Returns the row of a method that has the same learning rates and steps as the record.
+    """Returns the table row of `method` that has the same learning rates and number of steps as the record.
 
-    If there is no such row, returns the only row of the method, or {} if the method has several rows. With lam = 1, the
-    classifier has a training stage of its own, so the learning rate of the classifier is ignored.
+    If no row of the method has the record's learning rates and number of steps, returns the only row of the method, or
+    {} if the method has several rows. For lam = 1, the comparison ignores head_lr, which only the second stage uses.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
     candidates = [row for key, row in rows.items() if key[:3] == method]
@@ -167,7 +170,10 @@ def values(row: Row, name: str) -> np.ndarray:
 
 
 def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
-    """Returns `row` minus `other` for each seed in both rows. Checks that both rows have the same data in `splits`."""
+    """Returns a dictionary that maps each seed of both rows to the difference `row` minus `other`.
+
+    Checks that both rows have the same examples in `splits`, such as "test".
+    """
     seeds = [seed for seed in sorted(row) if seed in other]
     for seed, split in itertools.product(seeds, splits):
         if other[seed][f"{split}_checksum"] != row[seed][f"{split}_checksum"]:
@@ -177,9 +183,9 @@ def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_
 
 
 def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
-    """Returns each row of CE + SCL (lam 0.9, tau 0.3) with the matching row of CE.
+    """Returns pairs of table rows: a row of CE + SCL (lam 0.9, tau 0.3), and the matching row of CE.
 
-    If `matching_row` finds no row of CE in all files, only the file of the CE + SCL row is searched.
+    Searches the row of CE in all files. If several rows match, searches only the file of the CE + SCL row.
     """
     effects = []
     for rows in read_settings(files).values():
@@ -194,7 +200,7 @@ def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
 
 
 def read_grid(files: list[str]) -> tuple[dict[tuple, Row], Row]:
-    """Returns a dictionary from (lam, tau) to a row, and the row of CE.
+    """Returns two values: a dictionary that maps (lam, tau) to a table row, and the row of CE.
 
     Checks that all rows have the same setting, and that all pairs (lam, tau) have the same seeds.
     """

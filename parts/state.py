@@ -17,7 +17,7 @@ from parts.records import atomic_write
 
 
 class Diverged(Exception):
-    """Reports that the loss became NaN or infinite. The run stops; a sweep continues with the next run."""
+    """Reports that the loss became NaN or infinite. This exception ends the run, but not a sweep of runs."""
 
 
 class Training:
@@ -34,20 +34,23 @@ class Training:
         self.network = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
         if config["compile"]:
             self.network = torch.compile(self.network, dynamic=True)
-        self.step = 0  # number of the current step, from 1
+        self.step = 0  # number of the current step; the first step is 1
         self.losses: list[dict[str, Tensor]] = []  # one entry per step since the last validation
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None, "validation_accuracies": []}
         self.started = time.perf_counter()
 
     def mean_losses(self) -> dict[str, float]:
-        """Returns the mean losses since the last validation. Waits until the device has computed the losses."""
+        """Returns the mean of each loss since the last validation. Waits until the device has computed all losses."""
         sums = {name: sum(losses[name] for losses in self.losses) for name in self.losses[0]}
-        means = torch.stack([total / len(self.losses) for total in sums.values()]).tolist()  # one copy for all losses
+        means = torch.stack([total / len(self.losses) for total in sums.values()]).tolist()  # copies all at once
         return dict(zip(sums, means, strict=True))
 
     def record_accuracy(self, accuracy: float) -> None:
-        """Records the validation accuracy of the current step. Copies the weights if no earlier accuracy is higher."""
+        """Records the validation accuracy of the current step.
+
+        Copies the model's weights if no earlier validation accuracy is higher.
+        """
         self.result["validation_accuracies"].append([self.step, accuracy])
         if not self.best_weights or accuracy >= self.result["validation_accuracy"]:
             self.result |= {"best_step": self.step, "validation_accuracy": accuracy}
@@ -67,19 +70,23 @@ class Training:
 
     @classmethod
     def start_or_resume(cls, config: dict, model: Model, state: Path) -> "Training":
-        """Loads the saved state of this run, or starts a new run. Prints a note if other settings have saved states."""
+        """Loads the saved state of this run, or starts at step 1.
+
+        Prints a note if the output folder has saved training states of runs with other flags.
+        """
         if any_rank(state.is_file(), model.backbone.device):
             training = cls.load(state, model, config)
             print(f"resuming after step {training.step}, from {state}")
             return training
         same_arm_and_seed = glob.escape(str(state.parent / f"{config['arm']}-seed{config['seed']}-"))
         for other in glob.glob(f"{same_arm_and_seed}*.state.pt"):
-            print(f"note: {other} is the saved state of another setting; this run starts at step 1", file=sys.stderr)
+            print(f"note: {other} is the saved state of a run with other flags; this run starts at step 1",
+                  file=sys.stderr)
         return cls(model, config)
 
     @classmethod
     def load(cls, file: Path, model: Model, config: dict) -> "Training":
-        """Restores the state that `save` has written, after a check of the checksums in the file."""
+        """Restores the training state that `save` wrote. Rejects a file with a wrong checksum."""
         with explain_errors("--save-every", file, "the saved state of this run; delete the file to start again"):
             if damaged := zipfile.ZipFile(file).testzip():
                 raise ValueError(f"{damaged} is damaged")
@@ -94,10 +101,10 @@ class Training:
 
 
 def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.optim.Optimizer:
-    """Returns AdamW with fairseq's settings for GLUE. The classifier has its own learning rate.
+    """Returns AdamW with fairseq's settings for GLUE. The classifier has its own learning rate, `head_lr`.
 
-    Biases and layer norms have no weight decay. With lam = 1, SCL does not train the classifier, so the classifier has
-    no weight decay in the first stage. In the second stage (`classifier_only`), the encoder is frozen.
+    Biases and layer norms have no weight decay. With lam = 1, the first stage does not train the classifier, so the
+    first stage has no weight decay for the classifier. In the second stage (`classifier_only`), the encoder is frozen.
     """
     classifier, groups = model.classifier_names(), dict[tuple[float, float], dict]()
     for name, parameter in model.named_parameters():

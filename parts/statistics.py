@@ -18,19 +18,22 @@ def top_three(row: Row) -> tuple[float, float]:
     above, tied = test[validation > cut], test[validation == cut]
     k, n = 3 - len(above), len(tied)
     total = above.sum() + k * tied.mean()
-    total_variance = k * (n - k) / max(n - 1, 1) * tied.var()  # variance of a draw without replacement
+    total_variance = k * (n - k) / max(n - 1, 1) * tied.var()  # variance of the sum of k draws without replacement
     squares = (above**2).sum() + k * (tied**2).mean()
     variance = (squares - (total**2 + total_variance) / 3) / 2
     return total / 3, max(variance, 0) ** 0.5
 
 
 def top_three_gain(row: Row, ce: Row) -> float | None:
-    """Returns the top-three mean of a row minus CE's top-three mean, or None if a row has fewer than ten seeds."""
+    """Returns the mean test accuracy by `top_three` for `row` minus the mean test accuracy by `top_three` for `ce`.
+
+    Returns None if one of the two rows has fewer than ten seeds.
+    """
     return top_three(row)[0] - top_three(ce)[0] if min(len(row), len(ce)) >= 10 else None
 
 
 def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
-    """Returns the mean and its 95 % confidence interval (Student's t). The interval of a single difference is NaN."""
+    """Returns the mean of the differences and the two ends of its 95 % t interval (NaN for a single difference)."""
     numbers = np.array(list(differences.values()))
     n, mean = len(numbers), numbers.mean()
     half = stdtrit(n - 1, 0.975) * numbers.std(ddof=1) / n**0.5 if n > 1 else np.nan
@@ -38,7 +41,7 @@ def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
 
 
 def test_set_error(row: Row, other: Row) -> float | None:
-    """Returns the standard error of the mean paired difference over the test examples.
+    """Returns the standard error of the mean difference between two rows, due to the choice of the test examples.
 
     Returns None if a record does not say which predictions are correct.
     """
@@ -50,9 +53,9 @@ def test_set_error(row: Row, other: Row) -> float | None:
 
 
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns the mean cosine of pairs from the same class and the mean cosine of pairs from different classes.
+    """Returns two mean cosines: of two examples of the same class, and of two examples of different classes.
 
-    |sum of z|^2 is the sum of all cosines, including cosine 1 of each example with itself. No N x N matrix is needed.
+    Needs no N x N matrix, because |sum of z|^2 is the sum of all cosines, including each example with itself.
     """
     z = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
     sizes = np.unique(labels, return_counts=True)[1]
@@ -68,7 +71,7 @@ def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def agree(intervals: list[tuple[float, float, float]]) -> bool:
-    """Returns whether all means have the same sign and all intervals overlap, so that a mean of the means is useful."""
+    """Returns whether the settings agree: all means have the same sign, and all intervals overlap."""
     means, lows, highs = np.array(intervals).T
     has_one_sign = min(means) >= 0 or max(means) <= 0
     overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # NaN overlaps with every interval
@@ -76,12 +79,12 @@ def agree(intervals: list[tuple[float, float, float]]) -> bool:
 
 
 def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, float]:
-    """Returns the mean over settings with its 95 % t interval. `gains` has the task and differences of each setting.
+    """Returns the mean over settings and the two ends of its 95 % t interval.
 
-    With the same seed, a 20-shot sample is part of the 100-shot sample, so the settings of a task are dependent. The
-    seeds of a task are independent. The variance is therefore computed over seeds, after a sum over the settings of
-    each task. For a single setting, the result equals `t_interval`. The interval is NaN if a setting has fewer than five
-    seeds.
+    The list `gains` has the task and the paired differences of each setting. With the same seed, a 20-shot sample is
+    part of the 100-shot sample, so results of the same task and seed are dependent. Results of different seeds are
+    independent. The variance is therefore computed over seeds, after a sum over the settings of each task. A single
+    setting gives the same result as `t_interval`. The interval is NaN if a setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0
@@ -101,10 +104,11 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 
 
 def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, float]:
-    """Returns the random-effects mean with its 95 % interval, the prediction interval of a new setting, and I2.
+    """Returns three values: the mean with its 95 % interval, the prediction interval of a new setting, and I2.
 
-    The method is from DerSimonian and Laird (1986). I2 is the share of the variance between settings that seeds do not
-    explain. With k >= 3 settings, Student's t has k - 1 degrees of freedom for the mean and k - 2 for the prediction.
+    Random effects are from DerSimonian and Laird (1986). I2 is the share of the variance between settings that the
+    variance between seeds does not explain. With k >= 3 settings, Student's t has k - 1 degrees of freedom for the
+    interval of the mean and k - 2 for the prediction interval.
     """
     numbers = [np.array(list(differences.values())) for differences in settings]
     means, errors = np.array([(x.mean(), max(x.var(ddof=1) / len(x), 1e-12)) for x in numbers]).T  # never 0
@@ -128,12 +132,12 @@ EXPLAINED = {
     "top 3 by validation": "test accuracy in % of the three seeds with the best validation accuracy, as in the paper",
     "minus CE [95 %]": "mean paired difference between this row and CE over seeds, with Student's t interval. CE has "
                        "the same learning rates and steps as this row, or is the only row of CE",
-    "its test s.e.": "standard error of minus CE over the test examples, for the choice of the test examples",
-    "paper's gain": "top 3 of CE + SCL with the best of 24 (lam, tau), minus top 3 of CE, both from the paper",
-    "top 3 minus CE's": "top 3 by validation of this row minus top 3 of CE, to compare with paper's gain",
+    "its test s.e.": "standard error of the column minus CE, due to the choice of the test examples",
+    "paper's gain": "CE + SCL (best of 24 lam and tau) minus CE in the paper, for the top 3 seeds by validation",
+    "top 3 minus CE's": "top 3 by validation of this row minus top 3 by validation of CE, to compare with paper's gain",
     "on validation [95 %]": "mean paired difference to CE on the validation examples, which also chose the checkpoint",
     "minus clean [95 %]": "mean paired difference to the same method without noise",
-    "test s.e.": "binomial standard error of the accuracy, for the size of the test set",
+    "test s.e.": "binomial standard error of the test accuracy, due to the choice of the test examples",
     "mean over settings": "mean difference with 95 % t interval; the seeds of a task are independent, the settings are "
                           "not. Settings in which a method has several rows do not count",
     "random effects": "DerSimonian-Laird mean, which treats the settings as a sample of all settings; I2 is the share "
@@ -146,7 +150,7 @@ def percent(mean: float, std: float | None = None) -> str:
 
 
 def spread(numbers: np.ndarray, digits: int) -> str:
-    """Returns mean ± sample standard deviation. A single number has no standard deviation."""
+    """Returns the text "mean ± sample standard deviation". For a single number, returns only the number."""
     mean = f"{np.mean(numbers):.{digits}f}"
     return f"{mean} ± {np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else mean
 
@@ -160,7 +164,7 @@ def difference(mean: float, low: float, high: float) -> str:
 
 
 def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
-    """Returns the cells of a row. `ce` is the row of CE to compare with; `clean` is the same row without noise."""
+    """Returns the cells of a table row, compared with the row `ce` of CE and the row `clean` without noise."""
     record, n, test = shown(first(row)), len(row), values(row, "test_accuracy")
     gained = paired_differences(row, ce, "train", "validation", "test")
     on_validation = paired_differences(row, ce, measure="validation_accuracy")
@@ -218,7 +222,8 @@ def summarise(rows: list[dict]) -> list[str]:
                  f"{len(pairs)} pairs.")
         if n == 2 and not agree(intervals):
             found = " and ".join(difference(*of_setting) for of_setting in intervals)
-            lines.append(f"{method} minus CE: {found}. The two settings disagree, so they have no mean; {ahead}")
+            lines.append(f"{method} minus CE: {found}. The two settings disagree, so no mean is given. "
+                         f"{method} is {ahead}")
             continue
         mean = pooled(of_method)
         lines.append(f"{method} minus CE, mean over {n} settings: {difference(*mean)}; {ahead}")

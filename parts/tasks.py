@@ -85,7 +85,10 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
 
 
 def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
-    """Returns the local file of each split. The dictionary is empty for the demo and for a task from the hub."""
+    """Returns a dictionary that maps each split to a local file.
+
+    The dictionary is empty for the demo and for a task from the hub.
+    """
     if task.lower().replace("-", "") == "stsb":
         raise UserError(f"argument --task: {task} is regression, and SCL needs classes; mrpc and qqp are similar tasks")
     if data_dir and task not in TASKS:
@@ -106,7 +109,7 @@ def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
 
 
 def find_split(folder: Path, split: str) -> Path | None:
-    """Returns the file of a split in a folder of the user. Only the validation file may be missing (None)."""
+    """Returns the file of a split in a folder of the user. Returns None if there is no validation file."""
     named = sorted(path for path in folder.iterdir() if path.name.split(".")[0].lower() in SPLIT_NAMES[split])
     found = [path for path in named if path.suffix.lower() in FORMATS and path.is_file()]
     if len(found) > 1:
@@ -136,7 +139,10 @@ def other_layout(folder: Path) -> str | None:
 
 
 def read_glue(file: Path, task: Task) -> Split:
-    """Reads a file of GLUE. Skips incomplete lines, as in the hub's copy, and prints the number of skipped lines."""
+    """Reads a file of GLUE.
+
+    Skips incomplete lines, as in the copy of GLUE on the hub, and prints the number of skipped lines.
+    """
     names = (*(task.text or task.hub_text), task.label)
     table = read_table(file, names, task.header)
     *texts, labels = (table.columns[name] for name in names)
@@ -144,7 +150,7 @@ def read_glue(file: Path, task: Task) -> Split:
     rows = [(number, texts, label) for number, texts, label in rows if label]
     if skipped := len(labels) + len(table.torn) - len(rows):
         lines = skipped + len(rows)
-        print(f"note: skipped in {file}: {skipped} of {lines} lines that are incomplete", file=sys.stderr)
+        print(f"note: skipped in {file}: {skipped} of {lines} lines, because they are incomplete", file=sys.stderr)
     classes = {str(number): number for number in range(len(task.labels))}  # GLUE writes class numbers or names
     return to_split(file, rows, classes | {name: number for number, name in enumerate(task.labels)})
 
@@ -163,7 +169,7 @@ def read_folder(folder: Path, files: dict[str, Path]) -> tuple[dict[str, Split],
     if len(has_pair) > 1:
         raise UserError(f"{has_pair[True]} has a column text_pair, but {has_pair[False]} has none; expected it in both")
     names = sorted({label for _, _, label in rows["train"]})
-    with contextlib.suppress(ValueError):  # raised if a name is not a whole number
+    with contextlib.suppress(ValueError):  # raised if a class name is not a whole number
         names.sort(key=int)
     if len(names) == 1:
         raise UserError(f"{files['train']} has only the label {one_line(names[0], 60)}; expected two or more classes")
@@ -176,7 +182,7 @@ def read_own(file: Path, needed: tuple[str, ...], hint: str | None = None) -> Ta
     table = read_table(file, needed, hint=hint)
     if unread := [name or "(no name)" for name in table.names if name not in table.columns]:
         names = one_line(", ".join(unread), 100)
-        print(f"note: not read from {file}: the columns {names} (text_pair is read as second text)", file=sys.stderr)
+        print(f"note: not read from {file}: the columns {names} (a column text_pair would be read)", file=sys.stderr)
     for row in table.torn:
         hint = "quote texts with commas" if file.suffix.lower() == ".csv" else "remove tabs from texts"
         raise UserError(f"{file}, row {row.number}: the number of fields is {row.actual_columns}, but the header has "
@@ -192,7 +198,7 @@ def read_own(file: Path, needed: tuple[str, ...], hint: str | None = None) -> Ta
 
 
 def to_split(file: Path, rows: list[tuple[int, tuple[str, ...], str]], classes: dict[str, int]) -> Split:
-    """Replaces the label of each row by the number of its class."""
+    """Makes a Split from rows of a file, with class numbers instead of class names."""
     if not rows:
         raise UserError(f"{file} has no rows")
     for number, _, label in rows:

@@ -116,7 +116,7 @@ def test_a_label_names_what_is_not_usual(tmp_path, drawn):
     assert lines_of(effects(drawn, write(tmp_path, *records))) == [
         "encoder, cls pooling, lr 1e-5, 200 steps", "SST-2, N = 20", "QNLI, N = 20", "TREC-6, N = 20\nbatch size 64",
         "SST-2, N = 20\nmean pooling", "RTE, N = 20\nhead lr 1e-3", "SST-2, N = 20",
-        "SST-2, N = 100\nlr 2e-5 / 1e-5, 100 / 200 steps", "SST-2, N = 20, word 0.3"]
+        "SST-2, N = 100\nlr 2e-5 / 1e-5, 100 / 200 steps", "SST-2, N = 20, word noise 0.3"]
 
 
 def test_shots_come_first_then_all_of_train_then_noise_and_transfer_has_its_own_heading(tmp_path, drawn):
@@ -124,7 +124,7 @@ def test_shots_come_first_then_all_of_train_then_noise_and_transfer_has_its_own_
     records = [*pairs([0.1], noise="word", noise_level=0.3), *pairs([0.1], model=checkpoint), *pairs([0.1], shots=None),
                *pairs([0.1], shots=100), *pairs([0.1])]
     told = lines_of(effects(drawn, write(tmp_path, *records)))
-    assert told[1:5] == ["SST-2, N = 20", "SST-2, N = 100", "SST-2, all of train", "SST-2, N = 20, word 0.3"]
+    assert told[1:5] == ["SST-2, N = 20", "SST-2, N = 100", "SST-2, all of train", "SST-2, N = 20, word noise 0.3"]
     assert told[5].startswith("transfer from sst2-n60, ") and told[6:] == ["SST-2, N = 20"]
 
 

@@ -147,9 +147,9 @@ def test_in_blocks_a_second_derivative_is_refused_and_never_wrong(reduction):
     """Also where nothing that comes in asks for a gradient, which once_differentiable would let pass."""
     features, labels = batch(n=7)
     loss = scl_loss(features.requires_grad_(), labels, reduction=reduction, chunk_size=3).sum()
-    with pytest.raises(RuntimeError, match="chunk_size must be at least N for a second derivative, got 3"):
+    with pytest.raises(RuntimeError, match="chunk_size must be at least 7 for a second derivative, got 3"):
         torch.autograd.grad(loss, features, create_graph=True)
-    with pytest.raises(RuntimeError, match="chunk_size must be at least N for a second derivative"):
+    with pytest.raises(RuntimeError, match="chunk_size must be at least 7 for a second derivative"):
         torch.autograd.functional.hessian(functools.partial(scl_loss, labels=labels, chunk_size=3), features.detach())
     in_blocks = functools.partial(scl_loss, labels=labels, chunk_size=3)
     for transform in (torch.func.grad, torch.func.hessian, torch.func.jacfwd):

@@ -108,7 +108,7 @@ def test_the_state_of_another_setting_is_reported(interrupted, tmp_path, capsys)
     (state,) = out.glob("*.state.pt")
     run(out, *STEADY, "--micro-batch-size", 8)
     captured = capsys.readouterr()
-    assert captured.err == f"note: {state} is the saved state of another setting; this run starts at step 1\n"
+    assert captured.err == f"note: {state} is the saved state of a run with other flags; this run starts at step 1\n"
     assert "step 6/60" in captured.out and state.exists()
     run(out, *STEADY, "--seed", 1)
     assert "note" not in capsys.readouterr().err  # the state of another seed is expected

@@ -223,7 +223,7 @@ def test_files_and_columns_that_are_not_read_are_listed(own, capsys):
     load_data(str(folder), None, few_shot=True)
     assert capsys.readouterr().err.splitlines() == [
         f"note: not read from {folder}: the files eval.csv, more.tsv, x.json",
-        *(f"note: not read from {folder}/{name}.csv: the columns textpair, (no name) (text_pair is read as second text)"
+        *(f"note: not read from {folder}/{name}.csv: the columns textpair, (no name) (a column text_pair would be read)"
           for name in ("train", "test")),
     ]
 
