@@ -179,7 +179,7 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
 def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[np.ndarray]:
     """Yields batches without end: the indices of the examples of each batch. Each epoch has a new random order.
 
-    Drops examples at the end of an epoch that do not fill a batch. A training set smaller than `size` is one batch.
+    Drops the last examples of an epoch if they do not fill a batch. A training set smaller than `size` is one batch.
     """
     rng = np.random.default_rng(seed)
     n, size = len(labels), min(size, len(labels))
@@ -231,7 +231,7 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
 
     Gradient caching (Gao et al., 2021, arXiv 2101.06983) divides the batch into pieces. A first forward pass computes
     the outputs (class logits and features) of all pieces. The loss of the whole batch gives the gradients of the
-    outputs. A second forward pass of each piece backpropagates the gradients from the outputs to the parameters.
+    outputs. Then each piece has a second forward pass, and backpropagation starts from the gradients of its outputs.
     Plain gradient accumulation would be wrong, because SCL would contrast only examples of the same piece.
     """
     pieces = [batch.texts[start : start + size] for start in range(0, len(batch), size)]
@@ -246,8 +246,9 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
         wait = world_size() > 1 and i + 1 < len(pieces)
         with training.network.no_sync() if wait else contextlib.nullcontext():
             outputs = forward(training, texts, i)
+            # A frozen encoder has no graph, so only the class logits are backpropagated.
             pairs = [pair for pair in zip(outputs, piece_gradients, strict=True) if pair[0].requires_grad]
-            torch.autograd.backward(*zip(*pairs, strict=True))  # features of a frozen encoder have no graph
+            torch.autograd.backward(*zip(*pairs, strict=True))
     return losses
 
 

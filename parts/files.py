@@ -148,7 +148,7 @@ def read_jsonl(file: Path, wanted: tuple[str, ...], header: None, torn: list) ->
     label_type = label_types.get(type(example.get("label")), pyarrow.string())
     schema = pyarrow.schema([(name, label_type if name == "label" else pyarrow.string()) for name in wanted])
     parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    options = pyarrow.json.ReadOptions(block_size=min(len(raw), 2**31 - 1))  # one block, to count all rows
+    options = pyarrow.json.ReadOptions(block_size=min(len(raw), 2**31 - 1))  # one block: errors count rows in a block
     table = pyarrow.json.read_json(pyarrow.BufferReader(raw), options, parse)
     later = [name for name in wanted if name not in example and table.column(name).null_count < len(table)]
     return [*example, *later], table

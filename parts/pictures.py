@@ -246,7 +246,7 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    columns = len(tests) if len(tests) <= 3 else 2  # four panels or more: two columns, such as CE and CE + SCL
+    columns = len(tests) if len(tests) <= 3 else 2  # CE left and CE + SCL right, for example
     rows = math.ceil(len(tests) / columns)
     classes = list(dict.fromkeys(name for _, names, *_ in tests for name in names))
     looks = [{"color": COLOURS[i % 6], "marker": MARKERS[(i + i // 6) % 6]} for i in range(len(classes))]

@@ -35,7 +35,7 @@ def join_ranks(device: torch.device) -> None:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Returns whether the flag is true on any rank, so that all ranks decide the same."""
+    """Returns whether the flag is true on any rank, so that all ranks make the same decision."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(float(flag), device=device)

@@ -17,7 +17,7 @@ from parts.errors import UserError, explain_errors
 from parts.records import ARM_AND_SEED, base_model, method_name, read_records
 from parts.tasks import TASKS
 
-# NOT_SETTING has the fields that may differ within a setting. A new flag is part of the setting by default.
+# Two runs have the same setting if all fields except NOT_SETTING are equal. So a new flag is part of the setting.
 RESULTS = ("run", "arm", "ce", "scl", "scl_lowest", "scl_collapsed", "best_step", "validation_accuracy",
            "validation_accuracies", "test_accuracy", "test_macro_f1", "test_mcc", "test_correct", "seconds")
 ROW = ("lam", "tau", "ce_temperature", "lr", "head_lr", "steps", "eval_every")
@@ -153,8 +153,8 @@ def first(row: Row) -> dict:
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
     """Returns the table row of `method` that has the same learning rates and number of steps as the record.
 
-    If no row of the method has the record's learning rates and number of steps, returns the only row of the method, or
-    {} if the method has several rows. For lam = 1, the comparison ignores head_lr, which only the second stage uses.
+    Without such a row, returns the method's row if the method has only one row. Otherwise returns an empty dictionary.
+    For lam = 1, the comparison ignores head_lr, which only the second stage uses.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
     candidates = [row for key, row in rows.items() if key[:3] == method]
@@ -170,7 +170,7 @@ def values(row: Row, name: str) -> np.ndarray:
 
 
 def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
-    """Returns a dictionary that maps each seed of both rows to the difference `row` minus `other`.
+    """Returns a dictionary that maps each seed that both rows have to the difference `row` minus `other`.
 
     Checks that both rows have the same examples in `splits`, such as "test".
     """

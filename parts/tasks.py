@@ -58,7 +58,7 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
     """Loads a task. Removes examples so that no text is in two splits.
 
     With few shots, a fixed seed divides GLUE's official validation set: one half is our test set, and at most 500
-    examples of the other half are our validation set. Without few shots, the whole official validation set is our test
+    examples of the other half are our validation set. With all of train, the whole official validation set is our test
     set. For Amazon and Yelp, our test set has 10,000 examples of the official test set.
     """
     if task == "demo":
@@ -141,7 +141,7 @@ def other_layout(folder: Path) -> str | None:
 def read_glue(file: Path, task: Task) -> Split:
     """Reads a file of GLUE.
 
-    Skips incomplete lines, as in the copy of GLUE on the hub, and prints the number of skipped lines.
+    Skips incomplete lines, which the copy of GLUE on the hub also lacks. Prints the number of skipped lines.
     """
     names = (*(task.text or task.hub_text), task.label)
     table = read_table(file, names, task.header)
