@@ -107,8 +107,8 @@ def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, floa
     """Returns three values: the mean with its 95 % interval, the prediction interval of a new setting, and I2.
 
     Random effects are from DerSimonian and Laird (1986). The means of the settings vary, partly by chance: I2 is the
-    share of this variance that the seeds do not explain. With k >= 3 settings, Student's t has k - 1 degrees of freedom for the
-    interval of the mean and k - 2 for the prediction interval.
+    share of this variance that the seeds do not explain. With k >= 3 settings, Student's t has k - 1 degrees of freedom
+    for the interval of the mean and k - 2 for the prediction interval.
     """
     numbers = [np.array(list(differences.values())) for differences in settings]
     means, errors = np.array([(x.mean(), max(x.var(ddof=1) / len(x), 1e-12)) for x in numbers]).T  # never 0
