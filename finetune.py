@@ -199,8 +199,8 @@ def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[
 def forward(training: Training, texts: list[tuple[str, ...]], piece: int = 0) -> tuple[Tensor, Tensor]:
     """Returns the class logits (B, C) and features (B, D) of the texts of a batch, or of a piece of a batch.
 
-    The dropout mask depends only on the seed, step, rank and piece. So both forward passes of a piece have the same
-    dropout mask, and a resumed run has the same dropout masks as an uninterrupted run.
+    The dropout mask depends only on the seed, the step, the rank and the number of the micro-batch (`piece`). So a
+    second forward pass has the same mask, and a resumed run has the same masks as an uninterrupted run.
     """
     key = np.random.SeedSequence((training.config["seed"], training.step, rank(), piece))
     tokens = training.model.tokenize(texts)

@@ -188,7 +188,7 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     averages over the ranks, so parameters have the same gradient as in one process. Without DistributedDataParallel,
     average the gradients of the parameters over the ranks yourself. Each rank exchanges N (C + D) numbers in forward
     and in backward, and computes the loss in O(N^2 D). Raises TypeError for an argument that is not a tensor. Raises
-    ValueError without arguments, or on all ranks if dtypes or shapes differ. The comparison synchronises all ranks.
+    ValueError without arguments, or on all ranks if dtypes or shapes differ. To compare shapes, all ranks synchronise.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")

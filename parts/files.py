@@ -29,8 +29,8 @@ def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | No
                hint: str | None = None) -> Table:  # fmt: skip
     """Reads the needed columns of a file, and the column text_pair if it exists.
 
-    The tuple `header` has the column names of a file without a header. The text `hint` tells the user what to do if
-    the column text is missing.
+    The tuple `header` has the column names of a file without a header. The `hint` tells the user what to do if no
+    column is named "text".
     """
     suffix, wanted, torn = file.suffix.lower(), (*needed, "text_pair"), []
     read = {".jsonl": read_jsonl, ".parquet": read_parquet}.get(suffix, read_delimited)

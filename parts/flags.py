@@ -55,8 +55,8 @@ def complete(args: argparse.Namespace) -> None:
 def one_spelling(path: str, reserved: tuple[str, ...]) -> str:
     """Returns the normalised path of a folder, for example "b" for "b/" and "./b", so that one folder has one name.
 
-    Keeps "./demo", because the name "demo" is reserved. Keeps "./b" if there is no folder b, because "b" could be the
-    id of a model on the hub.
+    The path "./demo" stays, because the name "demo" is reserved. If there is no folder b, "./b" stays too, because "b"
+    could be the id of a model on the hub.
     """
     if path in reserved or not os.path.isdir(path):
         return path

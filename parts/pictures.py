@@ -102,9 +102,9 @@ def encoder_name(row: Row) -> str:
 def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """Returns the lines of the figure for one encoder. Each line is a tuple: label, interval, pair of table rows.
 
-    The lines are a heading, the comparisons of CE + SCL with CE, and means of settings with equally many examples. The
-    heading names the most frequent pooling, learning rate and so on. The label of a comparison names only
-    hyperparameters that differ from the heading.
+    The lines are a heading, the comparisons of CE + SCL with CE, and the means over all settings with the same number
+    of examples. The heading names the pooling, learning rates and steps of most comparisons. The label of a comparison
+    names only hyperparameters that differ from the heading.
     """
     told = [told_fields(*pair) for pair in pairs]
     usual = {name: Counter(fields.get(name) for fields in told).most_common(1)[0][0] for name in told[0]}

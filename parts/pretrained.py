@@ -60,7 +60,7 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
     if len(tokenizer) > embeddings:
         raise UserError(f"argument --model: {source} has {embeddings} word embeddings, but its tokenizer has "
                         f"{len(tokenizer)} words; expected the tokenizer that the model was trained with")
-    is_checkpoint = Path(source, "record.json").is_file()  # a checkpoint's tokenizer has the limit of the old run
+    is_checkpoint = Path(source, "record.json").is_file()  # its tokenizer has the --max-length of its run
     own_limit = max_length if is_checkpoint else tokenizer.model_max_length
     tokenizer.model_max_length = min(max_length, own_limit, longest_input(encoder))
     return tokenizer

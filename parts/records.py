@@ -47,7 +47,7 @@ def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, 
 
 
 def base_model(model: str) -> str:
-    """Returns the name of a model. Removes the method and the seed from the name of a checkpoint of this project.
+    """Returns the name of a model, without method and seed if the model is a checkpoint of this project.
 
     In a transfer experiment, CE starts from a CE checkpoint and CE + SCL from a CE + SCL checkpoint. For a
     comparison, CE and CE + SCL need the same model name.

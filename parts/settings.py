@@ -170,7 +170,7 @@ def values(row: Row, name: str) -> np.ndarray:
 
 
 def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
-    """Returns a dictionary that maps each seed that both rows have to the difference `row` minus `other`.
+    """Returns a dictionary from seed to the difference `row` minus `other`, for the seeds that are in both rows.
 
     Checks that both rows have the same examples in `splits`, such as "test".
     """
@@ -185,7 +185,7 @@ def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_
 def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
     """Returns pairs of table rows: a row of CE + SCL (lam 0.9, tau 0.3), and the matching row of CE.
 
-    Searches the row of CE in all files. If several rows match, searches only the file of the CE + SCL row.
+    Looks for the row of CE in all files. If several rows match, looks only in the file of the CE + SCL row.
     """
     effects = []
     for rows in read_settings(files).values():

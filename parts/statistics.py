@@ -106,7 +106,7 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, float]:
     """Returns three values: the mean with its 95 % interval, the prediction interval of a new setting, and I2.
 
-    Random effects are from DerSimonian and Laird (1986). The means of the settings vary, partly by chance: I2 is the
+    The method is from DerSimonian and Laird (1986). The means of the settings vary, partly by chance: I2 is the
     share of this variance that the seeds do not explain. With k >= 3 settings, Student's t has k - 1 degrees of freedom
     for the interval of the mean and k - 2 for the prediction interval.
     """
