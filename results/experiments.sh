@@ -162,6 +162,10 @@ trec6() {
                 "--out runs/trec6"
         done
     done
+    for seed in $(seeds 5); do # the control
+        echo "python finetune.py --model all-MiniLM-L6-v2 --task own/TREC6 --shots-per-class 10 --seed $seed --lam 0" \
+            "--ce-temperature 0.2 --pooling mean --lr 1e-4 --head-lr 1e-3 --max-steps 200 --eval-every 40 --out runs/trec6"
+    done
 }
 
 base-trec6() {
