@@ -380,7 +380,7 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 
 
 def is_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Returns whether results.jsonl has a record of this run. Prints the recorded result of a finished run."""
+    """Returns whether the run has a record. If so, prints the recorded result and removes a leftover saved state."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):
