@@ -1,8 +1,8 @@
 """Reports the results of finetune.py: tables, figures, and predictions of checkpoints.
 
-    python eval.py table runs/results.jsonl [...]            # markdown table of the methods, with paired differences
-    python eval.py effects results/*.jsonl -o FIG.png        # figure of the paired differences, CE + SCL minus CE
-    python eval.py grid runs/results.jsonl -o FIG.png        # figure over lam and tau: validation accuracy minus CE
+    python eval.py table runs/results.jsonl [...]            # markdown table of the methods
+    python eval.py effects results/*.jsonl -o FIG.png        # figure of the differences between CE + SCL and CE
+    python eval.py grid runs/results.jsonl -o FIG.png        # figure of validation accuracy over lam and tau
     python eval.py score runs/RUN [RUN ...] [--task T]       # metrics on the test set, geometry of the features
     python eval.py tsne runs/RUN_CE runs/RUN_SCL -o FIG.png  # Figures 2 and 3 of the paper
     python eval.py predict runs/RUN [FILE]                   # class and probability of each text
@@ -37,8 +37,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     runs.add_argument("--data-dir", help="folder with the GLUE files (default: the folder that the run used)")
     texts.add_argument("run", metavar="RUN", help="checkpoint folder")
     texts.add_argument("file", nargs="?", default="/dev/stdin", metavar="FILE",
-                       help="table (.csv, .tsv, .jsonl, .parquet) with the column text and optionally text_pair, or a "
-                            "file with one text, or two texts separated by a tab, per line (default: standard input)")
+                       help="table (.csv, .tsv, .jsonl, .parquet) with a column text and optionally a column "
+                            "text_pair; or a text file, where a line is one text, or two texts with a tab between them "
+                            "(default: standard input)")
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -95,8 +96,9 @@ def table(args: argparse.Namespace) -> None:
     seconds = [record["seconds"] for record in records]
     made_with = [f"{name} {', '.join(sorted({one_line(record.get(name)) for record in records}))}"
                  for name in ("device", "python", "torch", "transformers", "commit")]
-    print(f"\n{len(records)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, {sum(seconds) / 3600:.1f} h in all; "
-          f"{'; '.join(made_with)}.\n\nEvery seed:\n")
+    print(f"\n{len(records)} run{'s' * (len(records) > 1)}. A run took {min(seconds):.0f} to {max(seconds):.0f} s, and "
+          f"all runs took {sum(seconds) / 3600:.1f} h. Made with {'; '.join(made_with)}.\n\n"
+          "Test accuracy in % of each seed:\n")
     for row in rows:
         cells = [one_line(row[name]) for name in told if row.get(name) is not None]
         print(f"- {', '.join(cells)}: {row['seeds']}")
@@ -135,7 +137,7 @@ def read_checkpoint(folder: str) -> dict:
 def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None, check: bool = False):
     """Returns the output of a checkpoint: class logits (N, C), in the order of `names`, and features (N, D).
 
-    If `check` is true, rejects a tokenizer that knows at most half of the tokens.
+    If `check` is true, rejects a tokenizer for which half or more of the tokens in the texts are unknown.
     """
     import transformers
 
@@ -176,7 +178,8 @@ def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str
     names = tuple(own[i] for i in (by_number if by_name is None else by_name))
     if by_number:
         pairs = ", ".join(f"{one_line(number)} = {one_line(name)}" for number, name in zip(wanted, names, strict=True))
-        print(f"{one_line(folder)}: the classes of {one_line(task)} are matched by number: {pairs}", file=sys.stderr)
+        print(f"{one_line(folder)}: the class numbers of {one_line(task)} stand for these class names: {pairs}",
+              file=sys.stderr)
     return names
 
 

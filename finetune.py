@@ -39,8 +39,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--noise", choices=("label", "word", "backtranslation"), help="noise in the training examples: wrong labels, "
         "dropped and swapped words, or three added back-translations of each example (default: no noise)")
-    add("--noise-level", type=NOT_NEGATIVE, help="fraction of noisy labels or words, or the sampling temperature of "
-        "back-translation (no default)")
+    add("--noise-level", type=NOT_NEGATIVE, help="strength of the noise. label and word: fraction of changed labels or "
+        "words. backtranslation: sampling temperature (no default)")
     add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two translation models, "
         f"English to German and German to English (default: {' '.join(TRANSLATORS)})")
     add("--max-length", type=number(int, "[8, inf)"), default=256, help="maximum number of tokens per example; cannot "
@@ -49,8 +49,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("method (with several values, every combination is run)").add_argument
-    add("--lam", type=FRACTION, nargs="+", default=[0.9], help="weight of SCL in Eq. 1. 0: only cross-entropy. 1: only "
-        "SCL, then cross-entropy for the classifier alone (default: 0.9, the paper's choice for few shots)")
+    add("--lam", type=FRACTION, nargs="+", default=[0.9], help="weight of SCL in Eq. 1. With 0, "
+        "the loss is only cross-entropy. With 1, SCL trains the encoder, then cross-entropy trains the classifier "
+        "(default: 0.9, the paper's choice for few shots)")
     add("--tau", type=number(float, "[1e-6, 1e6]"), nargs="+", default=[0.3], help="temperature of SCL (default: 0.3, "
         "the paper's choice for few shots)")
     add("--lr", type=POSITIVE, nargs="+", default=[None], help="peak learning rate (default: 1e-5 as in the paper; "
@@ -62,8 +63,8 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("model").add_argument
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; tiny encoder for --task demo)")
-    add("--pooling", choices=("cls", "mean"), default="cls", help="cls: features at the first token, the model's own "
-        "classifier, as in the paper; mean: mean features of all tokens, linear classifier (default: %(default)s)")
+    add("--pooling", choices=("cls", "mean"), default="cls", help="cls: the model's own classifier reads the "
+        "first token, as in the paper. mean: a linear classifier reads the mean of all tokens (default: %(default)s)")
     add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="dropout rate of encoder and classifier (default: "
         "%(default)s)")
 
@@ -141,7 +142,8 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
         save_every: int | None = None) -> None:  # fmt: skip
     """Trains for all steps, then restores the weights with the best validation accuracy (in a tie, the latest).
 
-    In the first stage of lam = 1, no classifier is trained, so `fit` keeps the last weights and measures no accuracy.
+    With lam = 1, the first stage trains no classifier. So `fit` measures no accuracy and keeps the weights of the last
+    step.
     """
     config, first, last = training.config, training.step + 1, training.config["steps"]
     order = batches(train.labels, config["batch_size"], config["sampler"], config["seed"])
@@ -196,13 +198,13 @@ def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[
                 yield np.concatenate([pairs, others[~np.isin(others, pairs)]])[:size]
 
 
-def forward(training: Training, texts: list[tuple[str, ...]], piece: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns the class logits (B, C) and features (B, D) of the texts of a batch, or of a piece of a batch.
+def forward(training: Training, texts: list[tuple[str, ...]], micro_batch: int = 0) -> tuple[Tensor, Tensor]:
+    """Returns the class logits (B, C) and features (B, D) of the texts of a batch or a micro-batch.
 
-    The dropout mask depends only on the seed, the step, the rank and the number of the micro-batch (`piece`). So a
-    second forward pass has the same mask, and a resumed run has the same masks as an uninterrupted run.
+    The dropout mask depends only on the seed, the step, the rank and the number of the micro-batch. So a second
+    forward pass has the same mask, and a resumed run has the same masks as an uninterrupted run.
     """
-    key = np.random.SeedSequence((training.config["seed"], training.step, rank(), piece))
+    key = np.random.SeedSequence((training.config["seed"], training.step, rank(), micro_batch))
     tokens = training.model.tokenize(texts)
     torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
     with autocast(training.device, training.config["precision"]):
@@ -229,25 +231,26 @@ def objective(training: Training, class_logits: Tensor, features: Tensor, labels
 def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Tensor]:
     """Computes the exact gradient of Eq. 1 for a batch that does not fit into memory (--micro-batch-size).
 
-    Gradient caching (Gao et al., 2021, arXiv 2101.06983) divides the batch into pieces. A first forward pass computes
-    the outputs (class logits and features) of all pieces. The loss of the whole batch gives the gradients of the
-    outputs. Then each piece has a second forward pass, and backpropagation starts from the gradients of its outputs.
-    Plain gradient accumulation would be wrong, because SCL would contrast only examples of the same piece.
+    Gradient caching (Gao et al., 2021, arXiv 2101.06983) divides the batch into micro-batches. A first forward pass
+    computes the class logits and features of all micro-batches. From these outputs, the loss of the whole batch and
+    the gradients of the outputs are computed and cached. Then each micro-batch has a second forward pass, and
+    backpropagation starts from the cached gradients. Plain gradient accumulation would be wrong, because SCL would
+    contrast only examples of the same micro-batch.
     """
-    pieces = [batch.texts[start : start + size] for start in range(0, len(batch), size)]
+    micro_batches = [batch.texts[start : start + size] for start in range(0, len(batch), size)]
     with torch.no_grad():
-        outputs = [forward(training, texts, i) for i, texts in enumerate(pieces)]
+        outputs = [forward(training, texts, i) for i, texts in enumerate(micro_batches)]
     whole_batch = [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]  # (B, C), (B, D)
     losses = objective(training, *whole_batch, batch.labels)
     gradients = torch.autograd.grad(training.scaler.scale(losses["loss"]), whole_batch, materialize_grads=True)
     cached = zip(*(gradient.split(size) for gradient in gradients), strict=True)
-    for i, (texts, piece_gradients) in enumerate(zip(pieces, cached, strict=True)):
-        # DistributedDataParallel must average the gradients over the ranks only once, with the last piece.
-        wait = world_size() > 1 and i + 1 < len(pieces)
+    for i, (texts, output_gradients) in enumerate(zip(micro_batches, cached, strict=True)):
+        # DistributedDataParallel must average the gradients over the ranks only once, after the last micro-batch.
+        wait = world_size() > 1 and i + 1 < len(micro_batches)
         with training.network.no_sync() if wait else contextlib.nullcontext():
             outputs = forward(training, texts, i)
             # A frozen encoder has no graph, so only the class logits are backpropagated.
-            pairs = [pair for pair in zip(outputs, piece_gradients, strict=True) if pair[0].requires_grad]
+            pairs = [pair for pair in zip(outputs, output_gradients, strict=True) if pair[0].requires_grad]
             torch.autograd.backward(*zip(*pairs, strict=True))
     return losses
 
@@ -267,7 +270,7 @@ def validate(training: Training, validation: Split) -> str:
     if training.lam == 1:
         return line
     class_logits, _ = predict(training.model, validation, training.config["precision"])
-    if not np.isfinite(class_logits).all():  # the losses were computed before the last update
+    if not np.isfinite(class_logits).all():  # the losses cannot show what the last update did
         raise Diverged("the class logits are not finite")
     accuracy = classification_metrics(validation.labels, class_logits.argmax(axis=1))["accuracy"]
     training.record_accuracy(accuracy)
@@ -380,7 +383,7 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 
 
 def is_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Returns whether the run has a record. If so, prints the recorded result and removes a leftover saved state."""
+    """Returns whether the run has a record. Of a finished run, prints the result and removes an old saved state."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):

@@ -17,7 +17,7 @@ import numpy as np
 
 from parts.errors import UserError, connect_hub, explain_errors
 
-SPLIT_SEED = 0  # random seed that divides the official files into validation and test set
+SPLIT_SEED = 0  # random seed for dividing the official files into validation and test set
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Split:
     def draw(self, n: int | list[int], seed: int = SPLIT_SEED, leave: int = 0) -> "Split":
         """Draws at most n examples, stratified by class, or n[c] examples of each class c if n is a list.
 
-        In a stratified draw, at least `leave` examples of each class are not drawn.
+        A stratified draw never takes the last `leave` examples of a class.
         """
         rng = np.random.default_rng(seed)
         sizes = np.bincount(self.labels, minlength=1)
@@ -91,7 +91,7 @@ def separate(train: Split, validation: Split | None, test: Split, few_shot: bool
     """Removes examples so that training, validation and test set have no text in common.
 
     If `few_shot` is false, draws a missing validation set from the training examples. The drawn validation set is as
-    large as the test set, but has at most a tenth of the training examples.
+    large as the test set. If a tenth of the training set is smaller, it is a tenth of the training set.
     """
     train = remove_texts("train", train, "test", test)
     if validation is not None:

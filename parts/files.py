@@ -1,6 +1,7 @@
 """Reads the needed columns of tsv, csv, jsonl and parquet files with pyarrow, and ignores all other columns.
 
-Error messages count the rows of a file from 1, without blank lines. The header of a tsv or csv file is row 1.
+In error messages, the first row of a file has number 1. Blank lines have no number. The header of a tsv or csv file is
+row 1.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | No
                hint: str | None = None) -> Table:  # fmt: skip
     """Reads the needed columns of a file, and the column text_pair if it exists.
 
-    The tuple `header` has the column names of a file without a header. The `hint` tells the user what to do if no
+    If the file has no header line, the tuple `header` has the column names. The `hint` tells the user what to do if no
     column is named "text".
     """
     suffix, wanted, torn = file.suffix.lower(), (*needed, "text_pair"), []
@@ -119,7 +120,7 @@ def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] 
         invalid_row_handler=lambda row: torn.append(row) or "skip")  # fmt: skip
     strings = pyarrow.csv.ConvertOptions(include_columns=wanted, include_missing_columns=True,
                                          column_types=dict.fromkeys(wanted, pyarrow.string()))  # fmt: skip
-    options = pyarrow.csv.ReadOptions(use_threads=False, block_size=2**26, column_names=header)  # row <= 64 MiB
+    options = pyarrow.csv.ReadOptions(use_threads=False, block_size=2**26, column_names=header)  # longest row: 64 MiB
     table = pyarrow.csv.read_csv(pyarrow.BufferReader(raw), options, parse, strings)
     start = io.StringIO(raw[: 2**20].decode("utf-8-sig", errors="replace"), newline="")
     return header or next(filter(None, csv.reader(start, delimiter=delimiter, quoting=quoting))), table
@@ -148,7 +149,7 @@ def read_jsonl(file: Path, wanted: tuple[str, ...], header: None, torn: list) ->
     label_type = label_types.get(type(example.get("label")), pyarrow.string())
     schema = pyarrow.schema([(name, label_type if name == "label" else pyarrow.string()) for name in wanted])
     parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    options = pyarrow.json.ReadOptions(block_size=min(len(raw), 2**31 - 1))  # one block: errors count rows in a block
+    options = pyarrow.json.ReadOptions(block_size=min(len(raw), 2**31 - 1))  # one block, so that row numbers are right
     table = pyarrow.json.read_json(pyarrow.BufferReader(raw), options, parse)
     later = [name for name in wanted if name not in example and table.column(name).null_count < len(table)]
     return [*example, *later], table

@@ -1,4 +1,4 @@
-"""Defines types of command-line arguments and checks that argparse cannot make.
+"""Defines types of command-line arguments, and checks flags in ways that argparse does not offer.
 
 This module does not import torch, so that --help is fast.
 """
@@ -55,8 +55,8 @@ def complete(args: argparse.Namespace) -> None:
 def one_spelling(path: str, reserved: tuple[str, ...]) -> str:
     """Returns the normalised path of a folder, for example "b" for "b/" and "./b", so that one folder has one name.
 
-    The path "./demo" stays, because the name "demo" is reserved. If there is no folder b, "./b" stays too, because "b"
-    could be the id of a model on the hub.
+    Does not change "./demo", because "demo" is the name of the built-in demo. If the folder b does not exist, does not
+    change "./b", because "b" could be the id of a model on the hub.
     """
     if path in reserved or not os.path.isdir(path):
         return path

@@ -24,7 +24,7 @@ EVAL_BATCH = 64
 class Model(nn.Module):
     """Combines an encoder, a tokenizer and a classifier. SCL contrasts the features that the classifier reads.
 
-    With cls pooling, `backbone` has the classifier, and the features are the last hidden layer at the first token.
+    With cls pooling, the classifier is part of `backbone`. The features are the last hidden layer at the first token.
     With mean pooling, the features are the mean of the last hidden layer over the tokens without padding, and the
     classifier is the linear layer `head`. With `ce_temperature` T, `head` reads l2-normalised features divided by T.
     """

@@ -61,7 +61,10 @@ def signed(number: float, digits: int = 1) -> str:
 
 
 def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
-    """Draws a line for each comparison of CE + SCL with CE: the seeds, the mean, an interval and the paper's gain."""
+    """Draws a line of the figure for each comparison of CE + SCL with CE.
+
+    A line shows a dot per seed, the mean, the 95 % interval of the mean and the gain in the paper.
+    """
     from matplotlib.figure import Figure
     from matplotlib.transforms import blended_transform_factory
 
@@ -103,8 +106,8 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """Returns the lines of the figure for one encoder. Each line is a tuple: label, interval, pair of table rows.
 
     The lines are a heading, the comparisons of CE + SCL with CE, and the means over all settings with the same number
-    of examples. The heading names the pooling, learning rates and steps of most comparisons. The label of a comparison
-    names only hyperparameters that differ from the heading.
+    of examples. The heading has the most frequent pooling, learning rates and number of steps. The label of a
+    comparison has only those hyperparameters whose values are not in the heading.
     """
     told = [told_fields(*pair) for pair in pairs]
     usual = {name: Counter(fields.get(name) for fields in told).most_common(1)[0][0] for name in told[0]}
@@ -150,17 +153,17 @@ def axis_limits(intervals: list[tuple], rows: list[Row]) -> tuple[float, float]:
 
 def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | None = None,
                 ce: Row | None = None) -> None:  # fmt: skip
-    """Draws one line of the figure: a comparison of `row` with `ce`, or, without `row`, the mean of a group."""
+    """Draws one line of the figure: the comparison of `row` with `ce`. If `row` is None, draws the mean of a group."""
     mean, low, high = (100 * part for part in interval)
     shape, colour, label = "s", "#0072B2", "mean, 95 % interval"
     if row:
         draw_seeds(panel, y, [100 * gain for gain in paired_differences(row, ce).values()])
         papers, top = first(row)["papers_gain"], top_three_gain(row, ce)
         if papers is not None and top is not None:
-            panel.plot([100 * top], [y - 0.23], "d", color="#009E73", markersize=5, label="top 3 minus CE's top 3")
+            panel.plot([100 * top], [y - 0.23], "d", color="#009E73", markersize=5, label="top 3 seeds by validation")
         if papers is not None:
             panel.plot([papers], [y - 0.23], "x", color="#D55E00", markersize=5, mew=1.8,
-                       label="the paper's top 3 minus CE's")
+                       label="top 3 seeds in the paper")
     else:
         shape, colour, label = "D", "black", "mean of a group"
     panel.plot([low, high], [y, y], color=colour, linewidth=1.8, label="_interval")
@@ -176,7 +179,7 @@ def draw_seeds(panel, y: int, gains: list[float]) -> None:
     """Draws a dot for each seed. Stacks dots that would overlap, and writes values beyond the axis as numbers."""
     low, high = panel.get_xlim()
     width = (high - low) / 75  # width of a dot on the axis
-    ends: list[float] = []  # position of the last dot in each level of the stack
+    ends: list[float] = []  # for each level of stacked dots: position of the rightmost dot
     dots = []
     for gain in sorted(gain for gain in gains if low <= gain <= high):
         level = next((i for i, end in enumerate(ends) if gain - end >= width), len(ends))
@@ -198,7 +201,7 @@ def draw_seeds(panel, y: int, gains: list[float]) -> None:
 def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
     """Draws the validation accuracy of each pair (lam, tau) minus the validation accuracy of CE.
 
-    The colour scale reaches at least to the width of the 95 % interval, so that uncertain differences look pale.
+    The colour scale ends at the width of the 95 % interval or above, so that uncertain differences look pale.
     """
     from matplotlib.figure import Figure
 

@@ -60,7 +60,7 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
     if len(tokenizer) > embeddings:
         raise UserError(f"argument --model: {source} has {embeddings} word embeddings, but its tokenizer has "
                         f"{len(tokenizer)} words; expected the tokenizer that the model was trained with")
-    is_checkpoint = Path(source, "record.json").is_file()  # its tokenizer has the --max-length of its run
+    is_checkpoint = Path(source, "record.json").is_file()  # the saved tokenizer has the --max-length of training
     own_limit = max_length if is_checkpoint else tokenizer.model_max_length
     tokenizer.model_max_length = min(max_length, own_limit, longest_input(encoder))
     return tokenizer
@@ -82,7 +82,7 @@ def longest_input(encoder: transformers.PreTrainedModel) -> int:
 def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
     """Tokenises the first 300 texts. Returns warnings about truncated texts and about many unknown tokens.
 
-    Rejects a tokenizer that knows at most half of the tokens, because tokenizer files are probably missing.
+    Rejects a tokenizer for which half or more of the tokens are unknown. Its tokenizer files are probably missing.
     """
     texts = texts[:300]
     pairs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]
@@ -164,12 +164,12 @@ def adapt_config(config, label_names: tuple[str, ...], dropout: float) -> None:
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("_pdrop")) and type(value) in (int, float):
             setattr(config, name, dropout)
-    if hasattr(config, "classifier_pooling"):  # ModernBERT may use the mean, but SCL contrasts the first token
+    if hasattr(config, "classifier_pooling"):  # ModernBERT's classifier may read the mean of the tokens
         config.classifier_pooling = "bos" if config.model_type == "eurobert" else "cls"
 
 
 def load_head(source: str, head: nn.Linear, pooling: str, ce_temperature: float | None) -> bool:
-    """Loads the linear classifier of a checkpoint into `head`. Returns False if no saved classifier fits."""
+    """Loads the linear classifier of a checkpoint into `head`. Returns False if there is none of this shape."""
     file = Path(source, "head.safetensors")
     if not file.is_file():
         return False
@@ -212,7 +212,9 @@ def reorder(layer: nn.Linear, rows: list[int]) -> None:
 
 
 def check_weights(model: Model, source: str) -> None:
-    """Checks that all weights are finite, the model accepts a text, and the classifier reads only features."""
+    """Checks that all weights are finite, that the model accepts a text, and that the class logits depend on no token
+    but the first, unless a linear layer reads the features.
+    """
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise UserError(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")
     class_logits, _ = try_text(model, source)

@@ -47,7 +47,7 @@ def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, 
 
 
 def base_model(model: str) -> str:
-    """Returns the name of a model, without method and seed if the model is a checkpoint of this project.
+    """Returns the name of a model. If the model is a checkpoint of this project, removes method and seed from the name.
 
     In a transfer experiment, CE starts from a CE checkpoint and CE + SCL from a CE + SCL checkpoint. For a
     comparison, CE and CE + SCL need the same model name.
@@ -56,13 +56,16 @@ def base_model(model: str) -> str:
     return re.sub(r"-lam[\d.e-]+(-tau[\d.e+-]+)?$", "", arm[1]) if arm else model.rstrip("/")
 
 
-def print_setting(config: dict, splits: tuple[Split, ...], names: tuple[str, ...], model: str,
+def print_setting(config: dict, splits: tuple[Split, ...], names: tuple[str, ...], summary: str,
                   warnings: list[str]) -> None:  # fmt: skip
-    """Prints the model, the data and the hyperparameters of a run. The tuple `names` has the class names."""
+    """Prints the model, the data and the hyperparameters of a run.
+
+    The tuple `names` has the class names. The text `summary` describes the classifier and the size of the model.
+    """
     train, validation, _ = splits
     noise = f" with {config['noise']} noise {config['noise_level']:g}" if config["noise"] else ""
     batch_size = min(config["batch_size"], len(train))
-    print(f"{config['model']} with {model}; {config['pooling']} pooling, lr {config['lr']:g}, {config['steps']} "
+    print(f"{config['model']} with {summary}; {config['pooling']} pooling, lr {config['lr']:g}, {config['steps']} "
           f"steps of {batch_size} examples")
     for name, split in zip(("train", "validation", "test"), splits, strict=True):
         counts = [f"{one_line(label)}: {count}" for label, count in zip(names, class_sizes(split, names), strict=True)]
@@ -91,7 +94,8 @@ def print_result(record: dict, test: Split, names: tuple[str, ...]) -> None:
     if record["lam"]:
         scl, lowest, collapsed = (record[name] for name in ("scl", "scl_lowest", "scl_collapsed"))
         if collapsed - scl < 0.1 * (collapsed - lowest):
-            print("  warning: scl ended near its collapsed value, so SCL did not train; raise --lr or --max-steps")
+            print("  warning: SCL did not train: scl is still near its collapsed value (the value if all features are "
+                  "equal); raise --lr or --max-steps")
 
 
 def class_sizes(split: Split, names: tuple[str, ...]) -> np.ndarray:
@@ -128,7 +132,7 @@ def open_results(out: Path) -> None:
 
 
 def append_record(file: Path, record: dict) -> None:
-    """Appends a record, unless the file has a record of the same run. First ends an incomplete last line."""
+    """Appends a record, unless the file has a record of the same run. An incomplete last line gets a line break."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b") as results:
         fcntl.flock(results, fcntl.LOCK_EX)

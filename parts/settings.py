@@ -1,8 +1,8 @@
 """Groups records into settings and table rows, and finds the rows of CE and CE + SCL that may be compared.
 
-A setting has all values that CE and CE + SCL must share in a comparison, such as task, shots, encoder and batch size.
-A table row stands for one method in one setting, with the method's learning rates and number of steps. The records of
-a table row are runs that differ only in the seed.
+A setting is a task together with all hyperparameters that CE and CE + SCL must share in a comparison, such as shots,
+encoder and batch size. A table row stands for one method in one setting, with one choice of learning rates and number
+of steps. The records of a table row are runs that differ only in the seed.
 """
 
 import itertools
@@ -17,13 +17,13 @@ from parts.errors import UserError, explain_errors
 from parts.records import ARM_AND_SEED, base_model, method_name, read_records
 from parts.tasks import TASKS
 
-# Two runs have the same setting if all fields except NOT_SETTING are equal. So a new flag is part of the setting.
+# All fields of a record are part of the setting, except those in NOT_SETTING. So a new flag is part of the setting.
 RESULTS = ("run", "arm", "ce", "scl", "scl_lowest", "scl_collapsed", "best_step", "validation_accuracy",
            "validation_accuracies", "test_accuracy", "test_macro_f1", "test_mcc", "test_correct", "seconds")
 ROW = ("lam", "tau", "ce_temperature", "lr", "head_lr", "steps", "eval_every")
 MACHINE = ("device", "cpu_capability", "python", "torch", "transformers", "commit", "data_dir", "processes")
 FROM_SEED_OR_DATA = ("seed", "train_checksum", "validation_checksum", "train_size", "validation_size", "num_texts",
-                     "model")  # a setting has `base_model` instead of `model`
+                     "model")  # `base_model` is part of the setting, `model` is not
 NOT_SETTING = {*RESULTS, *ROW, *MACHINE, *FROM_SEED_OR_DATA}
 NOISE = ("noise", "noise_level", "translators")
 CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # values of lam, tau and ce_temperature
@@ -34,10 +34,11 @@ LIMITS = {"lam": (0, 1), "lr": (0, 1e9), "head_lr": (0, 1e9), "steps": (1, 1e9),
 RESULT_LIMITS = {"validation_accuracy": (0, 1), "test_accuracy": (0, 1), "seconds": (0, 1e9)}
 
 Row = dict[int, dict]  # maps a seed to the record of the run with this seed
-Settings = dict[tuple, dict[tuple, Row]]  # maps each setting to its table rows; the key of a row has the values of ROW
+Settings = dict[tuple, dict[tuple, Row]]  # maps each setting to its table rows. The key of a table row: values of ROW
 
 # Test accuracies in the paper (Tables 2, 3 and 5): first CE, then CE + SCL with the best of 24 pairs of lam and tau.
-# The keys of PAPER are task, shots and the temperature of back-translation. The last line is the transfer from SST-2.
+# The keys of PAPER are task, shots and the temperature of back-translation. For Amazon and Yelp, the paper's model was
+# first trained on SST-2.
 PAPER = {
     ("sst2", "20", None): (85.9, 88.1), ("qnli", "20", None): (65.0, 75.7), ("mnli", "20", None): (39.3, 42.7),
     ("sst2", "100", None): (91.1, 92.8), ("qnli", "100", None): (81.9, 82.5), ("mnli", "100", None): (59.2, 61.1),
@@ -105,7 +106,7 @@ def check(record: dict, limits: dict[str, tuple]) -> None:
         if not (isinstance(value, str) if name in TEXTS else is_number):
             raise ValueError(f"{name} is {value!r}" if name in record else f"it has no {name}")
     if (record["lam"] == 0) != (record.get("tau") is None):
-        raise ValueError(f"lam is {record['lam']}, but tau is {record.get('tau')}")
+        raise ValueError(f"lam is {record['lam']} and tau is {record.get('tau')}, but only lam 0 has no tau")
 
 
 def shown(record: dict) -> dict:
@@ -153,8 +154,8 @@ def first(row: Row) -> dict:
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
     """Returns the table row of `method` that has the same learning rates and number of steps as the record.
 
-    Without such a row, returns the method's row if the method has only one row. Otherwise returns an empty dictionary.
-    For lam = 1, the comparison ignores head_lr, which only the second stage uses.
+    If no table row matches, returns the only table row of the method. If the method has several table rows, returns an
+    empty dictionary. For lam = 1, ignores head_lr, because only the second stage uses head_lr.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
     candidates = [row for key, row in rows.items() if key[:3] == method]
@@ -170,9 +171,9 @@ def values(row: Row, name: str) -> np.ndarray:
 
 
 def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
-    """Returns a dictionary from seed to the difference `row` minus `other`, for the seeds that are in both rows.
+    """Returns the difference between `row` and `other` for each seed that both table rows have.
 
-    Checks that both rows have the same examples in `splits`, such as "test".
+    Checks that the runs of each seed used the same examples in every split that `splits` names, such as "test".
     """
     seeds = [seed for seed in sorted(row) if seed in other]
     for seed, split in itertools.product(seeds, splits):

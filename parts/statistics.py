@@ -11,7 +11,7 @@ from parts.settings import CE, NOISE, Row, Settings, first, matching_row, paired
 def top_three(row: Row) -> tuple[float, float]:
     """Returns the mean and standard deviation of test accuracy over the three seeds with the best validation accuracy.
 
-    If several seeds tie for third place, averages the mean and the variance over all choices among the tied seeds.
+    If several seeds tie for third place, computes mean and variance for every possible top three, and averages them.
     """
     validation, test = values(row, "validation_accuracy"), values(row, "test_accuracy")
     cut = np.sort(validation)[-3]
@@ -25,9 +25,9 @@ def top_three(row: Row) -> tuple[float, float]:
 
 
 def top_three_gain(row: Row, ce: Row) -> float | None:
-    """Returns the mean test accuracy by `top_three` for `row` minus the mean test accuracy by `top_three` for `ce`.
+    """Returns the difference in mean test accuracy between the top three seeds of `row` and the top three of `ce`.
 
-    Returns None if one of the two rows has fewer than ten seeds.
+    Returns None if `row` or `ce` has fewer than ten seeds.
     """
     return top_three(row)[0] - top_three(ce)[0] if min(len(row), len(ce)) >= 10 else None
 
@@ -41,7 +41,7 @@ def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
 
 
 def test_set_error(row: Row, other: Row) -> float | None:
-    """Returns the standard error of the mean difference between two rows, due to the choice of the test examples.
+    """Returns the standard error that the choice of the test examples causes in the mean difference between two rows.
 
     Returns None if a record does not say which predictions are correct.
     """
@@ -53,9 +53,9 @@ def test_set_error(row: Row, other: Row) -> float | None:
 
 
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns two mean cosines: of two examples of the same class, and of two examples of different classes.
+    """Returns two mean cosines: over all pairs of examples of one class, and over all pairs from different classes.
 
-    Needs no N x N matrix, because |sum of z|^2 is the sum of all cosines, including each example with itself.
+    Needs no N x N matrix: |sum of z|^2 is the sum of the cosines of all pairs, including each example with itself.
     """
     z = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
     sizes = np.unique(labels, return_counts=True)[1]
@@ -83,19 +83,20 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 
     The list `gains` has the task and the paired differences of each setting. With the same seed, a 20-shot sample is
     part of the 100-shot sample, so results of the same task and seed are dependent. Results of different seeds are
-    independent. The variance is therefore computed over seeds, after a sum over the settings of each task. A single
-    setting gives the same result as `t_interval`. The interval is NaN if a setting has fewer than five seeds.
+    independent. So the differences of all settings of a task are first added for each seed. Then the variance of these
+    sums over the seeds is computed. A single setting gives the same result as `t_interval`. The interval is NaN if a
+    setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0
     for task in dict.fromkeys(task for task, _ in gains):
-        pulls: dict[int, float] = Counter()  # contribution of each seed to the sum of the task's means
+        sums: dict[int, float] = Counter()  # maps a seed to its deviations from the means, added over the settings
         for (other, differences), mean in zip(gains, means, strict=True):
             if other == task:
                 for seed, gain in differences.items():
-                    pulls[seed] += (gain - mean) / len(differences)
-        n = len(pulls)
-        variance += n / (n - 1) * sum(pull**2 for pull in pulls.values()) if n > 1 else np.nan
+                    sums[seed] += (gain - mean) / len(differences)
+        n = len(sums)
+        variance += n / (n - 1) * sum(total**2 for total in sums.values()) if n > 1 else np.nan
         freedom += n - 1
     if min(len(differences) for _, differences in gains) < 5:
         variance = np.nan
@@ -104,11 +105,11 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 
 
 def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, float]:
-    """Returns three values: the mean with its 95 % interval, the prediction interval of a new setting, and I2.
+    """Returns three values: the mean with its 95 % interval, the 95 % prediction interval for a new setting, and I2.
 
-    The method is from DerSimonian and Laird (1986). The means of the settings vary, partly by chance: I2 is the
-    share of this variance that the seeds do not explain. With k >= 3 settings, Student's t has k - 1 degrees of freedom
-    for the interval of the mean and k - 2 for the prediction interval.
+    The method is from DerSimonian and Laird (1986). I2 is the share of the variance between the settings that is not
+    due to the seeds. There must be k >= 3 settings. The interval of the mean uses Student's t with k - 1 degrees of
+    freedom. The prediction interval uses Student's t with k - 2 degrees of freedom.
     """
     numbers = [np.array(list(differences.values())) for differences in settings]
     means, errors = np.array([(x.mean(), max(x.var(ddof=1) / len(x), 1e-12)) for x in numbers]).T  # never 0
@@ -124,24 +125,26 @@ def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, floa
 
 # ------------------------------------------------------------ a table
 
-COLUMNS = ("n", "validation", "all seeds", "top 3 by validation", "minus CE [95 %]", "its test s.e.", "paper's gain",
-           "top 3 minus CE's", "on validation [95 %]", "minus clean [95 %]", "test s.e.", "note")
+COLUMNS = ("n", "validation", "all seeds", "top 3 by validation", "minus CE [95 %]", "test-set error of minus CE",
+           "paper's gain", "top 3 minus CE", "minus CE on validation [95 %]", "minus clean [95 %]", "test-set error",
+           "note")
 EXPLAINED = {
     "validation": "mean validation accuracy in %, to choose among several rows of a method",
     "all seeds": "test accuracy in %, mean ± sample standard deviation over n seeds",
     "top 3 by validation": "test accuracy in % of the three seeds with the best validation accuracy, as in the paper",
-    "minus CE [95 %]": "mean paired difference between this row and CE over seeds, with Student's t interval. CE has "
-                       "the same learning rates and steps as this row, or is the only row of CE",
-    "its test s.e.": "standard error of the column minus CE, due to the choice of the test examples",
-    "paper's gain": "CE + SCL (best of 24 lam and tau) minus CE in the paper, for the top 3 seeds by validation",
-    "top 3 minus CE's": "top 3 by validation of this row minus top 3 by validation of CE, to compare with paper's gain",
-    "on validation [95 %]": "mean paired difference to CE on the validation examples, which also chose the checkpoint",
-    "minus clean [95 %]": "mean paired difference to the same method without noise",
-    "test s.e.": "binomial standard error of the test accuracy, due to the choice of the test examples",
-    "mean over settings": "mean difference with 95 % t interval; the seeds of a task are independent, the settings are "
-                          "not. Settings in which a method has several rows do not count",
-    "random effects": "DerSimonian-Laird mean, which treats the settings as a sample of all settings; I2 is the share "
-                      "of the variance between settings that seeds do not explain",
+    "minus CE [95 %]": "mean difference in test accuracy between this row and CE, paired by seed, with Student's t "
+                       "interval. CE has the same learning rates and steps as this row, or is the only row of CE",
+    "test-set error of minus CE": "standard error of the difference minus CE that the choice of test examples causes",
+    "paper's gain": "difference between CE + SCL (best of 24 lam and tau) and CE in the paper, for the top 3 seeds",
+    "top 3 minus CE": "difference between the top 3 by validation of this row and of CE. Compare it with paper's gain",
+    "minus CE on validation [95 %]": "mean difference to CE in validation accuracy. The validation examples also chose "
+                                     "the checkpoints",
+    "minus clean [95 %]": "mean difference to the same method without noise, paired by seed",
+    "test-set error": "binomial standard error of the test accuracy, which the choice of test examples causes",
+    "Mean difference": "mean over settings with 95 % t interval. The seeds of a task are independent, the settings are "
+                       "not. A setting does not count if a method has several rows in this setting",
+    "Random-effects mean": "DerSimonian-Laird mean, which treats the settings as a sample of all settings. I2 is the "
+                           "share of the variance between the settings that is not due to the seeds",
 }
 
 
@@ -160,11 +163,11 @@ def interval(low: float, high: float) -> str:
 
 
 def difference(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:+.1f} {'(too few seeds)' if np.isnan(low) else interval(low, high)}"
+    return f"{100 * mean:+.1f} {'(too few seeds for an interval)' if np.isnan(low) else interval(low, high)}"
 
 
 def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
-    """Returns the cells of a table row, compared with the row `ce` of CE and the row `clean` without noise."""
+    """Returns the cells of a table row. `ce` is the row of CE, and `clean` is the row of the method without noise."""
     record, n, test = shown(first(row)), len(row), values(row, "test_accuracy")
     gained = paired_differences(row, ce, "train", "validation", "test")
     on_validation = paired_differences(row, ce, measure="validation_accuracy")
@@ -179,12 +182,12 @@ def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
         "all seeds": spread(100 * test, 1),
         "top 3 by validation": percent(*top_three(row)) if n >= 10 else None,
         "minus CE [95 %]": difference(*t_interval(gained)) if gained else None,
-        "its test s.e.": None if error is None else percent(error),
+        "test-set error of minus CE": None if error is None else percent(error),
         "paper's gain": None if papers is None else f"{papers:+.1f}",
-        "top 3 minus CE's": None if top is None else f"{100 * top:+.1f}",
-        "on validation [95 %]": difference(*t_interval(on_validation)) if gained else None,
+        "top 3 minus CE": None if top is None else f"{100 * top:+.1f}",
+        "minus CE on validation [95 %]": difference(*t_interval(on_validation)) if gained else None,
         "minus clean [95 %]": difference(*t_interval(lost)) if lost else None,
-        "test s.e.": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
+        "test-set error": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
         "note": f"{len(gained)} pairs" if ce and len(gained) < max(n, len(ce)) else None,
         "seeds": ", ".join(f"{seed}: {percent(row[seed]['test_accuracy'])}" for seed in sorted(row)),
         "gained": gained,
@@ -206,29 +209,27 @@ def table_rows(settings: Settings) -> list[dict]:
 
 
 def summarise(rows: list[dict]) -> list[str]:
-    """Returns the summary lines below a table: the mean difference between each method and CE over the settings."""
-    lines = []
-    gains: dict[str, list[tuple[str, dict[int, float]]]] = {}
+    """Returns the summary lines below a table: for each method, the mean difference to CE over all settings."""
+    lines, of_methods = [], dict[str, list[dict]]()
     for row in rows:
         if row["gained"] and not row["is_one_of_several"]:
-            gains.setdefault(row["method"], []).append((row["task"], row["gained"]))
-    for method, of_method in gains.items():
-        settings = [differences for _, differences in of_method]
+            of_methods.setdefault(row["method"], []).append(row)
+    for method, of_method in of_methods.items():
+        settings = [row["gained"] for row in of_method]
         if len(settings) == 1:
             continue
         pairs, n = np.concatenate([list(differences.values()) for differences in settings]), len(settings)
         intervals = [t_interval(differences) for differences in settings]
-        ahead = (f"ahead in {sum(mean > 0 for mean, *_ in intervals)} of {n} settings and {(pairs > 0).sum()} of "
-                 f"{len(pairs)} pairs.")
+        better = (f"{method} is better than CE in {sum(mean > 0 for mean, *_ in intervals)} of {n} settings and in "
+                  f"{(pairs > 0).sum()} of {len(pairs)} pairs of runs with the same seed.")
         if n == 2 and not agree(intervals):
-            found = " and ".join(difference(*of_setting) for of_setting in intervals)
-            lines.append(f"{method} minus CE: {found}. The two settings disagree, so no mean is given. "
-                         f"{method} is {ahead}")
+            lines.append(f"The two settings disagree, so no mean difference between {method} and CE is given. "
+                         f"{better}")
             continue
-        mean = pooled(of_method)
-        lines.append(f"{method} minus CE, mean over {n} settings: {difference(*mean)}; {ahead}")
+        mean = pooled([(row["task"], row["gained"]) for row in of_method])
+        lines.append(f"Mean difference between {method} and CE over {n} settings: {difference(*mean)} points. {better}")
         if n > 2 and not np.isnan(mean[1]):
             effect, new, i2 = random_effects(settings)
-            lines.append(f"{method} minus CE, random effects: {difference(*effect)}; prediction interval for a new "
-                         f"setting {interval(*new)}; I2 = {100 * i2:.0f} %.")
+            lines.append(f"Random-effects mean difference between {method} and CE: {difference(*effect)} points. 95 % "
+                         f"prediction interval for a new setting: {interval(*new)}. I2 is {100 * i2:.0f} %.")
     return lines

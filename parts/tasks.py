@@ -2,8 +2,11 @@
 
     data = load_data("sst2", "glue", few_shot=True)
 
-A row of a file becomes tokens in four steps: `read_table` (files.py) reads the columns, `to_split` makes examples,
-`sample` (data.py) draws the training set, and `Model.tokenize` (model.py) makes the tokens of a batch.
+A row of a file becomes tokens in four steps:
+1. `read_table` (files.py) reads the columns.
+2. `to_split` makes examples.
+3. `sample` (data.py) draws the training set.
+4. `Model.tokenize` (model.py) makes the tokens of a batch.
 """
 
 import contextlib
@@ -30,7 +33,7 @@ class Task(NamedTuple):
     text: tuple[str, ...] = ()  # text columns of local files, if different from hub_text
     label: str = "label"
     test: str = "dev"  # name of the local test file: GLUE's validation set, because GLUE's test set has no labels
-    header: tuple[str, ...] | None = None  # column names of local files without a header
+    header: tuple[str, ...] | None = None  # column names, if the local files have no header line
     hub: str = "nyu-mll/glue"
 
 
@@ -141,7 +144,7 @@ def other_layout(folder: Path) -> str | None:
 def read_glue(file: Path, task: Task) -> Split:
     """Reads a file of GLUE.
 
-    Skips incomplete lines, which the copy of GLUE on the hub also lacks. Prints the number of skipped lines.
+    Skips incomplete lines. The copy of GLUE on the hub does not have these lines. Prints the number of skipped lines.
     """
     names = (*(task.text or task.hub_text), task.label)
     table = read_table(file, names, task.header)
@@ -159,7 +162,7 @@ def read_folder(folder: Path, files: dict[str, Path]) -> tuple[dict[str, Split],
     """Reads all splits in a folder of the user. The classes of the task are the labels in the training file."""
     data_files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (*FORMATS, *UNREADABLE)]
     if unread := [path.name for path in data_files if path not in files.values()]:
-        print(f"note: not read from {folder}: the files {one_line(', '.join(unread), 100)}", file=sys.stderr)
+        print(f"note: these files in {folder} are not used: {one_line(', '.join(unread), 100)}", file=sys.stderr)
     rows, has_pair = {}, {}
     for split, file in files.items():
         table = read_own(file, ("text", "label"), other_layout(folder))
@@ -182,7 +185,8 @@ def read_own(file: Path, needed: tuple[str, ...], hint: str | None = None) -> Ta
     table = read_table(file, needed, hint=hint)
     if unread := [name or "(no name)" for name in table.names if name not in table.columns]:
         names = one_line(", ".join(unread), 100)
-        print(f"note: not read from {file}: the columns {names} (a column text_pair would be read)", file=sys.stderr)
+        print(f"note: these columns of {file} are not used: {names}. A second text must have the column name text_pair",
+              file=sys.stderr)
     for row in table.torn:
         hint = "quote texts with commas" if file.suffix.lower() == ".csv" else "remove tabs from texts"
         raise UserError(f"{file}, row {row.number}: the number of fields is {row.actual_columns}, but the header has "

@@ -76,14 +76,14 @@ def test_table_mean_std_and_paired_difference(tmp_path, capsys):
     assert (first["method"], first["all seeds"], first["n"]) == ("CE", "83.0 ± 3.6", "3")  # sample std: 3.606
     assert (second["method"], second["all seeds"]) == ("CE + SCL (0.9, 0.3)", "85.0 ± 2.6")
     assert second["minus CE [95 %]"] == "+2.0 [-2.3, +6.3]"  # 4, 1, 1: std 1.732, t(2) 4.303
-    assert second["on validation [95 %]"] == "+1.0 [-1.2, +3.2]"  # half of it
+    assert second["minus CE on validation [95 %]"] == "+1.0 [-1.2, +3.2]"  # half of it
     assert first["minus CE [95 %]"] == "" and "top 3 by validation" not in second
-    assert first["test s.e."] == "1.9"  # sqrt(.83 .17 / 400)
+    assert first["test-set error"] == "1.9"  # sqrt(.83 .17 / 400)
 
 
 def test_one_seed_has_no_interval(tmp_path, capsys):
     _, second = rows(capsys, write(tmp_path, fake(0, 0, 0.8), fake(0, 0.9, 0.9)))
-    assert second["all seeds"] == "90.0" and second["minus CE [95 %]"] == "+10.0 (too few seeds)"
+    assert second["all seeds"] == "90.0" and second["minus CE [95 %]"] == "+10.0 (too few seeds for an interval)"
 
 
 def test_top_three_needs_ten_seeds(tmp_path, capsys):
@@ -104,9 +104,9 @@ def test_its_test_error_is_a_column_if_all_records_have_the_answers(tmp_path, ca
     records = [fake(seed, lam, right.mean(), test_size=403, test_correct=np.packbits(right).tobytes().hex())
                for seed in (0, 1) for lam, right in ((0, ce), (0.9, scl))]
     for some in (records[:2], records):
-        assert rows(capsys, write(tmp_path, *some))[1]["its test s.e."] == f"{100 * expected:.1f}"
+        assert rows(capsys, write(tmp_path, *some))[1]["test-set error of minus CE"] == f"{100 * expected:.1f}"
     del records[0]["test_correct"]  # an old one
-    assert "its test s.e." not in rows(capsys, write(tmp_path, *records))[1]
+    assert "test-set error of minus CE" not in rows(capsys, write(tmp_path, *records))[1]
 
 
 def test_each_setting_has_its_own_rows_and_differing_fields_are_columns(tmp_path, capsys):
@@ -190,7 +190,7 @@ def test_a_terminal_with_ascii_only_and_a_closed_output(tmp_path, redirection):
 def closing_lines(capsys, file):
     assert status("table", file) == 0
     lines = capsys.readouterr().out.splitlines()
-    return [line for line in lines if line.startswith("CE + SCL (0.9, 0.3) minus CE")]
+    return [line for line in lines if "mean difference between" in line.lower()]
 
 
 def test_the_closing_line_weighs_settings_equally_and_counts_those_ahead(tmp_path, capsys):
@@ -198,16 +198,17 @@ def test_the_closing_line_weighs_settings_equally_and_counts_those_ahead(tmp_pat
     many = pairs([0.01, -0.03] * 4 + [0.05, 0.06])
     line, random_effects = closing_lines(capsys, write(tmp_path, *few, *many, *pairs([-0.01, 0.02, 0.0, 0.01, 0.03],
                                                                                      shots=1000)))
-    assert line.startswith("CE + SCL (0.9, 0.3) minus CE, mean over 3 settings: +1.1 [")  # 2.0, 0.3 and 1.0
-    assert line.endswith("ahead in 3 of 3 settings and 12 of 20 pairs.")
-    assert "random effects: +1." in random_effects and "prediction interval for a new setting [" in random_effects
-    assert random_effects.endswith("I2 = 0 %.")
+    expected = "Mean difference between CE + SCL (0.9, 0.3) and CE over 3 settings: +1.1 ["  # mean of 2.0, 0.3 and 1.0
+    assert line.startswith(expected)
+    assert line.endswith("better than CE in 3 of 3 settings and in 12 of 20 pairs of runs with the same seed.")
+    assert "CE: +1." in random_effects and "prediction interval for a new setting: [" in random_effects
+    assert random_effects.endswith("I2 is 0 %.")
 
 
 def test_the_closing_line_has_no_interval_with_few_seeds(tmp_path, capsys):
     file = write(tmp_path, *pairs([0.02, 0.01, 0.03, 0.02]), *pairs([0.02, 0.0, 0.01, 0.01], shots=100))
     (line,) = closing_lines(capsys, file)
-    assert "mean over 2 settings: +1.5 (too few seeds); ahead" in line
+    assert "over 2 settings: +1.5 (too few seeds for an interval) points. CE + SCL" in line
 
 
 @pytest.mark.parametrize("gains", [(0.089, -0.001), (0.089, 0.01)])
@@ -216,15 +217,15 @@ def test_two_settings_that_disagree_have_no_mean(tmp_path, capsys, gains):
     records = [pairs([gain - 0.01, gain, gain, gain + 0.01, gain], shots=n)
                for n, gain in zip((20, 100), gains, strict=True)]
     (line,) = closing_lines(capsys, write(tmp_path, *itertools.chain(*records)))
-    assert line.startswith("CE + SCL (0.9, 0.3) minus CE: +8.9 [") and "The two settings disagree" in line
-    assert "mean over" not in line
+    assert line.startswith("The two settings disagree, so no mean difference between CE + SCL (0.9, 0.3) and CE is given.")
+    assert f"is better than CE in {1 + (gains[1] > 0)} of 2 settings and in " in line
 
 
 def test_a_setting_with_several_rows_of_a_method_does_not_count_in_the_closing_line(tmp_path, capsys):
     seeds = [0.02, 0.01, 0.03, 0.02, 0.02]
     records = [*pairs(seeds), *pairs(seeds, shots=100), *pairs(seeds, shots=1000), *pairs(seeds, shots=1000, lr=1e-4)]
     line, *_ = closing_lines(capsys, write(tmp_path, *records))
-    assert "mean over 2 settings" in line and "of 10 pairs" in line
+    assert "over 2 settings" in line and "of 10 pairs" in line
 
 
 # ------------------------------------------------------------ learning rates and steps
@@ -248,7 +249,7 @@ def test_without_ce_at_this_learning_rate_minus_ce_is_empty_unless_ce_has_one_ro
         records = [fake(0, 0, 0.8, lr=lr) for lr in rates_of_ce] + [fake(0, 0.9, 0.9)]
         return rows(capsys, write(tmp_path, *records))[-1].get("minus CE [95 %]", "")
 
-    assert of_scl(2e-5) == "+10.0 (too few seeds)" and of_scl(2e-5, 5e-5) == ""
+    assert of_scl(2e-5) == "+10.0 (too few seeds for an interval)" and of_scl(2e-5, 5e-5) == ""
 
 
 def test_a_flag_that_differs_is_a_column_and_a_setting(tmp_path, capsys):
@@ -265,13 +266,13 @@ def test_other_test_data_of_the_same_name_is_a_column(tmp_path, capsys):
 def test_the_top_three_difference_stands_beside_the_papers_gain(tmp_path, capsys):
     records = [fake(seed, lam, 0.7 + (lam > 0) * seed / 100, seed / 10, shots=n)
                for n in (20, 50) for lam in (0, 0.9) for seed in range(10)]
-    found = [row["top 3 minus CE's"] for row in rows(capsys, write(tmp_path, *records))]
+    found = [row["top 3 minus CE"] for row in rows(capsys, write(tmp_path, *records))]
     assert found == ["", "+8.0", "", ""]  # the paper has no gain for 50 examples
 
 
 def test_one_setting_has_no_line_below_the_table(tmp_path, capsys):
     assert status("table", write(tmp_path, *pairs([0.02] * 6))) == 0
-    assert "mean over" not in capsys.readouterr().out
+    assert "Mean difference" not in capsys.readouterr().out
 
 
 def test_the_closing_line_of_the_few_shot_records(tmp_path, capsys):
@@ -280,7 +281,7 @@ def test_the_closing_line_of_the_few_shot_records(tmp_path, capsys):
     records += [r for r in read_records(RESULTS / "chosen-steps" / "results.jsonl") if not r["ce_temperature"]]
     assert status("table", write(tmp_path, *records)) == 0
     told = capsys.readouterr().out
-    assert "mean over 9 settings: +1.5 [+0.9, +2.1]" in told and "9 of 9 settings and 57 of 75 pairs." in told
+    assert "over 9 settings: +1.5 [+0.9, +2.1]" in told and "9 of 9 settings and in 57 of 75 pairs" in told
 
 
 # ------------------------------------------------------------ invalid records
@@ -392,7 +393,7 @@ def test_score_refuses_other_numbers_and_says_that_equal_numbers_are_matched_by_
     assert "are 0, 1, but those of" in told and "are 1, 2;" in told
 
     assert status("score", out / record["run"], "--task", numbered(tmp_path, capsys, "swapped", 1, 2)) == 0
-    assert "are matched by number: 1 = 1, 2 = 2" in capsys.readouterr().err
+    assert "stand for these class names: 1 = 1, 2 = 2" in capsys.readouterr().err
     assert status("score", out / record["run"]) == 0
     assert "by number" not in capsys.readouterr().err  # its own test set
 
@@ -400,7 +401,7 @@ def test_score_refuses_other_numbers_and_says_that_equal_numbers_are_matched_by_
 def test_score_prints_which_word_each_number_is(checkpoints, own, capsys):
     task = own(train=[("so great", 1), ("so dull", 0)], test=[("great .", 1), ("dull .", 0)] * 2)
     assert status("score", checkpoints["cls"], "--task", task) == 0
-    assert "are matched by number: 0 = negative, 1 = positive" in capsys.readouterr().err
+    assert "stand for these class names: 0 = negative, 1 = positive" in capsys.readouterr().err
 
 
 def test_score_refuses_a_number_that_no_word_has(checkpoints, own, capsys):

@@ -198,13 +198,13 @@ def test_balanced_batches_never_repeat_the_only_example_of_a_class():
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_cached_gradients_equal_those_of_one_graph(pooling, size):
-    """With dropout, in float64: the same pieces, all with their graphs at once."""
+    """With dropout, in float64: the same micro-batches, all with their graphs at once."""
     model, train, _, config = parts(pooling)
     training = Training(model.double().train(), config)
     batch = train.take(np.arange(16))
-    pieces, labels = [batch.texts[i : i + size] for i in range(0, 16, size)], torch.from_numpy(batch.labels)
+    micro_batches, labels = [batch.texts[i : i + size] for i in range(0, 16, size)], torch.from_numpy(batch.labels)
 
-    outputs = [finetune.forward(training, texts, number) for number, texts in enumerate(pieces)]
+    outputs = [finetune.forward(training, texts, number) for number, texts in enumerate(micro_batches)]
     class_logits, features = (torch.cat(part) for part in zip(*outputs, strict=True))
     expected = ce_scl_loss(class_logits.float(), features.float(), labels)
     expected.backward()
@@ -223,9 +223,9 @@ def test_cached_gradients_equal_those_of_one_graph(pooling, size):
 def test_micro_batches_train_like_the_whole_batch(lam, monkeypatch):
     sizes, forward = [], finetune.forward
 
-    def counted(training, texts, piece=0):
+    def counted(training, texts, micro_batch=0):
         sizes.append(len(texts))
-        return forward(training, texts, piece)
+        return forward(training, texts, micro_batch)
 
     monkeypatch.setattr(finetune, "forward", counted)
     whole = fit(*parts(lam=lam, steps=20, eval_every=20, dropout=0.0))

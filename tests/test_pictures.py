@@ -17,7 +17,7 @@ from parts.settings import LIMITS, complete, read_effects, read_grid
 RESULTS = Path(pictures.__file__).parents[1] / "results"
 SEED, MEAN, GROUP = "a seed", "mean, 95 % interval", "mean of a group"
 MINUS = "\N{MINUS SIGN}"
-PAPERS, TOP = "the paper's top 3 minus CE's", "top 3 minus CE's top 3"
+PAPERS, TOP = "top 3 seeds in the paper", "top 3 seeds by validation"
 
 
 @pytest.fixture

@@ -136,8 +136,8 @@ def test_the_tables_equal_the_output_of_eval(capsys, monkeypatch):
         assert evaluate.main(shlex.split(command)) == 0
         lines = capsys.readouterr().out.splitlines()
         assert "\n".join(line for line in lines if line.startswith("|")) in page
-        assert next(line for line in lines if re.match(r"\d+ runs? of ", line)) in page
-        assert all(line in page for line in lines if "ahead in" in line)
+        assert next(line for line in lines if re.match(r"\d+ runs?\. ", line)) in page
+        assert all(line in page for line in lines if "pairs of runs" in line)
 
 
 @pytest.mark.parametrize("command", ["results/baselines.py table", "results/decision.py"])

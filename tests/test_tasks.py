@@ -222,9 +222,9 @@ def test_files_and_columns_that_are_not_read_are_listed(own, capsys):
         (folder / name).touch()
     load_data(str(folder), None, few_shot=True)
     assert capsys.readouterr().err.splitlines() == [
-        f"note: not read from {folder}: the files eval.csv, more.tsv, x.json",
-        *(f"note: not read from {folder}/{name}.csv: the columns textpair, (no name) (a column text_pair would be read)"
-          for name in ("train", "test")),
+        f"note: these files in {folder} are not used: eval.csv, more.tsv, x.json",
+        *(f"note: these columns of {folder}/{name}.csv are not used: textpair, (no name). A second text must have the "
+          "column name text_pair" for name in ("train", "test")),
     ]
 
 
@@ -357,7 +357,7 @@ def test_a_table_without_labels_or_with_other_columns(tmp_path, capsys):
     assert read_texts(file) == [("so",), ("a, b",)] and capsys.readouterr().err == ""
     write_lines(file, ["label,text", "0,so"])
     assert read_texts(file) == [("so",)]
-    assert capsys.readouterr().err.startswith(f"note: not read from {file}: the columns label ")
+    assert capsys.readouterr().err.startswith(f"note: these columns of {file} are not used: label. ")
     write_lines(file, ["sentence", "so"])
     with pytest.raises(UserError, match="line 1 has no column text; rename the column sentence to text"):
         read_texts(file)
