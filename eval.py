@@ -38,8 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     texts.add_argument("run", metavar="RUN", help="checkpoint folder")
     texts.add_argument("file", nargs="?", default="/dev/stdin", metavar="FILE",
                        help="table (.csv, .tsv, .jsonl, .parquet) with a column text and optionally a column "
-                            "text_pair; or a text file, where a line is one text, or two texts with a tab between them "
-                            "(default: standard input)")
+                            "text_pair; or a text file with one example per line and a tab between the two texts of a "
+                            "pair (default: standard input)")
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -98,7 +98,7 @@ def table(args: argparse.Namespace) -> None:
                  for name in ("device", "python", "torch", "transformers", "commit")]
     print(f"\n{len(records)} run{'s' * (len(records) > 1)}. A run took {min(seconds):.0f} to {max(seconds):.0f} s, and "
           f"all runs took {sum(seconds) / 3600:.1f} h. Made with {'; '.join(made_with)}.\n\n"
-          "Test accuracy in % of each seed:\n")
+          "Test accuracy of each seed, in %:\n")
     for row in rows:
         cells = [one_line(row[name]) for name in told if row.get(name) is not None]
         print(f"- {', '.join(cells)}: {row['seeds']}")
@@ -137,7 +137,7 @@ def read_checkpoint(folder: str) -> dict:
 def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None, check: bool = False):
     """Returns the output of a checkpoint: class logits (N, C), in the order of `names`, and features (N, D).
 
-    If `check` is true, rejects a tokenizer for which half or more of the tokens in the texts are unknown.
+    If `check` is true, rejects a tokenizer that gives at least half of the tokens of the texts as unknown.
     """
     import transformers
 
@@ -163,8 +163,8 @@ def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, devi
 def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the checkpoint's class names in the order of the task's classes.
 
-    Matches the classes of the task and the checkpoint by name. If the task has class numbers instead of
-    class names, prints the class name that each number stands for.
+    Matches the classes of the task and the checkpoint by name. If the task has only class numbers, matches the classes
+    by number, and prints the class name of the checkpoint for each number.
     """
     from parts.pretrained import match_classes, saved_classes
 

@@ -39,8 +39,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--noise", choices=("label", "word", "backtranslation"), help="noise in the training examples: wrong labels, "
         "dropped and swapped words, or three added back-translations of each example (default: no noise)")
-    add("--noise-level", type=NOT_NEGATIVE, help="strength of the noise. label and word: fraction of changed labels or "
-        "words. backtranslation: sampling temperature (no default)")
+    add("--noise-level", type=NOT_NEGATIVE, help="strength of the noise (no default): the fraction of changed "
+        "labels or words, or the sampling temperature of back-translation")
     add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two translation models, "
         f"English to German and German to English (default: {' '.join(TRANSLATORS)})")
     add("--max-length", type=number(int, "[8, inf)"), default=256, help="maximum number of tokens per example; cannot "
@@ -58,8 +58,8 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
         "1e-3 for the demo model)")
     add("--seed", type=number(int, "[0, 4294967295]"), nargs="+", default=[0], help="random seed of the k-shot sample, "
         "new weights, batch order and dropout (default: 0)")
-    add("--ce-temperature", type=POSITIVE, metavar="T", help="control experiment for --lam 0: a linear classifier on "
-        "l2-normalised features divided by T")
+    add("--ce-temperature", type=POSITIVE, metavar="T", help="control experiment, only with --lam 0: a linear "
+        "classifier on l2-normalised features divided by T")
 
     add = parser.add_argument_group("model").add_argument
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; tiny encoder for --task demo)")
@@ -116,7 +116,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     parse_args()  # a wrong flag ends the program here, before torch is imported
     with contextlib.suppress(ValueError):  # raised outside the main thread
-        signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))  # Ctrl-C in imports
+        # Ctrl-C during the imports prints a line instead of a traceback.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))
 
 import numpy as np
 import torch
@@ -202,7 +203,7 @@ def forward(training: Training, texts: list[tuple[str, ...]], micro_batch: int =
     """Returns the class logits (B, C) and features (B, D) of the texts of a batch or a micro-batch.
 
     The dropout mask depends only on the seed, the step, the rank and the number of the micro-batch. So a second
-    forward pass has the same mask, and a resumed run has the same masks as an uninterrupted run.
+    forward pass has the same dropout mask, and a resumed run has the same dropout masks as an uninterrupted run.
     """
     key = np.random.SeedSequence((training.config["seed"], training.step, rank(), micro_batch))
     tokens = training.model.tokenize(texts)
@@ -270,7 +271,7 @@ def validate(training: Training, validation: Split) -> str:
     if training.lam == 1:
         return line
     class_logits, _ = predict(training.model, validation, training.config["precision"])
-    if not np.isfinite(class_logits).all():  # the losses cannot show what the last update did
+    if not np.isfinite(class_logits).all():  # the last update may have made weights infinite
         raise Diverged("the class logits are not finite")
     accuracy = classification_metrics(validation.labels, class_logits.argmax(axis=1))["accuracy"]
     training.record_accuracy(accuracy)
@@ -342,7 +343,7 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
             splits = draw_splits(args, data, seed, device)
             warnings = pretrained.check_vocabulary(tokenizer, splits[0].texts, source)
         config = records.configure(args, lam, tau, lr, seed, splits, tokenizer.model_max_length, world_size())
-        print(f"\nrun {i + 1} of {total}: {config['run']}{time_left(durations, total - i)}")
+        print(f"\nrun {i + 1} of {total}: {config['run']}{records.time_left(durations, total - i)}")
         if not args.dry_run and is_finished(config, out, splits[2], data.label_names, device):
             continue
         torch.manual_seed(seed)
@@ -383,7 +384,7 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 
 
 def is_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Returns whether the run has a record. Of a finished run, prints the result and removes an old saved state."""
+    """Returns whether the run is finished. If so, prints the result and removes an old saved state of the run."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):
@@ -394,13 +395,6 @@ def is_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ..
     if rank() == 0:
         records.remove(out / f"{config['run']}.state.pt")  # a killed process may have left this file
     return True
-
-
-def time_left(durations: list[float], runs: int) -> str:
-    if not durations:
-        return ""
-    minutes = runs * sum(durations) / len(durations) / 60
-    return f", about {minutes:.0f} min left" if minutes < 120 else f", about {minutes / 60:.1f} h left"
 
 
 def main(argv: list[str] | None = None) -> int:

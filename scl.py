@@ -6,7 +6,7 @@ Copy this file into your project. The file needs only PyTorch and has the MIT li
 
 `features` is the output of the encoder, for example RoBERTa's last hidden layer at the first token. The positives of an
 example (the anchor) are the other examples of its class. SCL (Eq. 3) is a cross-entropy: a softmax over the other
-examples predicts the positives. The target is uniform over the positives, so several positives keep SCL above 0.
+examples predicts the positives. The target is uniform over the positives. With several positives, SCL is above 0.
 """
 
 import math
@@ -72,7 +72,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 def _normalise(features: Tensor) -> Tensor:
     """Scales each row of the features to length 1. A row of zeros stays zero and gets gradient 0."""
     largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1), no gradient, as scaling does not change z
-    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D), largest entry 1: no square overflows
+    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D), largest entry 1 against overflow
     return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
 
 
@@ -82,7 +82,7 @@ class _Blocks(torch.autograd.Function):
     Notation: u = z / sqrt(tau), s_ij = u_i.u_j, l_i = log sum_{k != i} exp(s_ik), g_i = dL/d loss_i for a total loss L.
     The loss of anchor i is l_i - mean_{j in P(i)} s_ij.
     The derivative of loss_i by s_ij is softmax minus target: exp(s_ij - l_i) - [j in P(i)] / |P(i)|.
-    Both loss_i and loss_j depend on s_ij = s_ji. So W_ij = dL/ds_ij is the sum of two derivatives, times g_i and g_j:
+    Both loss_i and loss_j depend on s_ij = s_ji. So W_ij = dL/ds_ij = g_i dloss_i/ds_ij + g_j dloss_j/ds_ij, which is
         g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|.
     Row i of W needs only row i of s. The gradient dL/du_i is sum_j W_ij u_j.
     """
@@ -105,7 +105,7 @@ class _Blocks(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(f"chunk_size must be at least {len(grad)} for a second derivative, got {ctx.chunk_size}")
         u, labels, num_positives, log_denominator = ctx.saved_tensors
-        grad = grad * (num_positives > 0)  # (N,); below, grad[rows, None] is g_i and grad is g_j
+        grad = grad * (num_positives > 0)  # (N,), g_i and g_j above
         share = grad / num_positives.clamp(min=1)
         grad_u = torch.empty_like(u)
         with torch.autocast(u.device.type, enabled=False):
@@ -153,14 +153,14 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
 def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor]:
     """Returns two float32 scalars, `lowest` and `collapsed`, to compare with `scl_loss(features, labels, temperature)`.
 
-    The scalar `collapsed` is log(N - 1), the loss if all features are equal. The loss often starts near `collapsed`. If
-    the loss stays near `collapsed`, SCL does not train. The scalar `lowest` is a lower bound of the loss:
+    The scalar `collapsed` is log(N - 1), the loss if all features are equal. If the loss stays near this value, the
+    encoder learns nothing from SCL. The scalar `lowest` is the mean of a lower bound over all anchors with a positive:
 
-        mean over anchors with a positive of log( |P(i)| + (N - 1 - |P(i)|) exp((c - 1) / tau) ).
+        log( |P(i)| + (N - 1 - |P(i)|) exp((c - 1) / tau) ).
 
-    Here, positives have cosine 1, and negatives have cosine c: -1/(K-1) for K classes of equal size, otherwise -1. The
-    loss can reach `lowest` in three cases only: K <= 2; equal class sizes and D >= K - 1; only one class with more than
-    one example. In a batch without positives, both scalars are 0. Raises the same errors as `scl_loss`.
+    The bound assumes cosine 1 to positives and cosine c to negatives: c = -1/(K-1) for K classes of equal size, c = -1
+    otherwise. The loss can reach `lowest` in three cases only: K <= 2, or equal class sizes and D >= K - 1, or only one
+    class with more than one example. Without positives, both scalars are 0. Raises the errors of `scl_loss`.
 
     >>> scl_bounds(torch.tensor([0, 1] * 8), temperature=0.3)
     (tensor(1.9474), tensor(2.7081))
@@ -169,7 +169,7 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
     n, ordered = labels.shape[0], labels.long().sort().values  # not `unique`, whose shape depends on the data
     class_size = (torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)).float()
     has_positive = class_size > 1
-    # gap = 1 - c. For K classes of equal size, gap is K/(K-1) = n/(n - class_size); inf for K = 1. Otherwise gap is 2.
+    # gap = 1 - c. If all K classes have equal size, gap = K/(K-1) = n/(n - class_size), inf for K = 1. If not, gap = 2.
     gap = torch.where((class_size == class_size[:1]).all(), n / (n - class_size), 2)
     floor = torch.log(class_size - 1 + (n - class_size) * torch.exp(-gap / temperature))
     lowest = floor.where(has_positive, 0).sum() / has_positive.sum().clamp(min=1)
@@ -185,10 +185,10 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
 
     With R ranks, a tensor of shape (N/R, ...) becomes (N, ...). Without a process group, the tensors stay unchanged.
     Backward sums the gradients of all ranks; each rank keeps the part for its own examples. DistributedDataParallel
-    averages the gradients of the parameters over the ranks. The average equals the gradient of a single process.
-    Without DistributedDataParallel, average these gradients yourself. Each rank exchanges N (C + D) numbers in forward
-    and in backward, and computes the loss in O(N^2 D). Raises TypeError for an argument that is not a tensor. Raises
-    ValueError without arguments. Compares dtypes and shapes of all ranks; if they differ, all ranks raise ValueError.
+    averages the gradients of the parameters over the ranks. The averages equal the gradients of training in one
+    process. Without DistributedDataParallel, average the gradients of the parameters yourself. Each rank exchanges
+    N (C + D) numbers in forward and in backward, and computes the loss in O(N^2 D). Raises TypeError for an argument
+    that is not a tensor, and ValueError without tensors. If dtypes or shapes differ, all ranks raise ValueError.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")

@@ -36,7 +36,7 @@ class Split:
     def draw(self, n: int | list[int], seed: int = SPLIT_SEED, leave: int = 0) -> "Split":
         """Draws at most n examples, stratified by class, or n[c] examples of each class c if n is a list.
 
-        A stratified draw never takes the last `leave` examples of a class.
+        A stratified draw leaves at least `leave` examples of each class undrawn.
         """
         rng = np.random.default_rng(seed)
         sizes = np.bincount(self.labels, minlength=1)
@@ -90,8 +90,8 @@ def allot(sizes: np.ndarray, n: int, leave: int = 0) -> np.ndarray:
 def separate(train: Split, validation: Split | None, test: Split, few_shot: bool) -> tuple[Split, Split | None, Split]:
     """Removes examples so that training, validation and test set have no text in common.
 
-    If `few_shot` is false, draws a missing validation set from the training examples. The drawn validation set is as
-    large as the test set. If a tenth of the training set is smaller, it is a tenth of the training set.
+    If `few_shot` is false and there is no validation set, draws a validation set from the training examples. Its size
+    is the size of the test set or a tenth of the training set, whichever is smaller.
     """
     train = remove_texts("train", train, "test", test)
     if validation is not None:
@@ -104,8 +104,8 @@ def separate(train: Split, validation: Split | None, test: Split, few_shot: bool
         if not len(train):
             raise UserError("no example of train is left, because its texts are too similar; add a validation file")
         if duplicates := len(whole) - len(validation) - len(train):
-            print(f"removed from train: {duplicates} examples, because their texts are in validation, which was drawn "
-                  "from train", file=sys.stderr)
+            print(f"removed from train: {duplicates} examples, because the validation set, which was drawn from train, "
+                  "has the same texts", file=sys.stderr)
     return train, validation, test
 
 

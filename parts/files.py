@@ -1,7 +1,6 @@
 """Reads the needed columns of tsv, csv, jsonl and parquet files with pyarrow, and ignores all other columns.
 
-In error messages, the first row of a file has number 1. Blank lines have no number. The header of a tsv or csv file is
-row 1.
+Error messages number the rows of a file from 1, and do not count blank lines. The header of a tsv or csv file is row 1.
 """
 
 import contextlib

@@ -16,7 +16,7 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_ROWS = 25
 UNTOLD = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size", "micro_batch_size",
-          "compile", "precision"}  # labels of the figure show these fields in other words, or omit these fields
+          "compile", "precision"}  # fields without their own text in a label
 HEADING = ("pooling", "lr", "head_lr", "steps")
 
 
@@ -63,7 +63,7 @@ def signed(number: float, digits: int = 1) -> str:
 def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
     """Draws a line of the figure for each comparison of CE + SCL with CE.
 
-    A line shows a dot per seed, the mean, the 95 % interval of the mean and the gain in the paper.
+    Each line has a dot for each seed, the mean, the 95 % interval of the mean, and the gain that the paper reports.
     """
     from matplotlib.figure import Figure
     from matplotlib.transforms import blended_transform_factory
@@ -106,8 +106,8 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """Returns the lines of the figure for one encoder. Each line is a tuple: label, interval, pair of table rows.
 
     The lines are a heading, the comparisons of CE + SCL with CE, and the means over all settings with the same number
-    of examples. The heading has the most frequent pooling, learning rates and number of steps. The label of a
-    comparison has only those hyperparameters whose values are not in the heading.
+    of examples. The heading shows the pooling, learning rates and number of steps that most comparisons have. The label
+    of a comparison shows only the hyperparameters whose values differ from those in the heading.
     """
     told = [told_fields(*pair) for pair in pairs]
     usual = {name: Counter(fields.get(name) for fields in told).most_common(1)[0][0] for name in told[0]}
@@ -133,7 +133,7 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
 
 
 def told_fields(row: Row, ce: Row) -> dict[str, str]:
-    """Returns the hyperparameters as texts for a label, such as "lr 2e-5 / 1e-5" if CE has 2e-5 and CE + SCL 1e-5."""
+    """Returns a text for each hyperparameter, such as "lr 2e-5 / 1e-5" for CE with 2e-5 and CE + SCL with 1e-5."""
     record, text = first(row), {}
     for name in ("lr", "head_lr", "steps"):
         text[name] = " / ".join(dict.fromkeys(short(of_row[name]) for of_row in (first(ce), record)))
@@ -145,7 +145,7 @@ def told_fields(row: Row, ce: Row) -> dict[str, str]:
 
 
 def axis_limits(intervals: list[tuple], rows: list[Row]) -> tuple[float, float]:
-    """Returns the ends of the axis: -8 and 18 points, or further out to show all means and all gains of the paper."""
+    """Returns the ends of the axis: -8 and 18 points, or wider if a mean or a gain of the paper lies outside."""
     papers = [first(row)["papers_gain"] or 0 for row in rows]
     means = [100 * mean for mean, *_ in intervals]
     return math.floor(min(-8, *means, *papers)), math.ceil(max(18, *means, *papers))
@@ -201,7 +201,7 @@ def draw_seeds(panel, y: int, gains: list[float]) -> None:
 def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
     """Draws the validation accuracy of each pair (lam, tau) minus the validation accuracy of CE.
 
-    The colour scale ends at the width of the 95 % interval or above, so that uncertain differences look pale.
+    The colour scale is at least as wide as the 95 % interval, so that uncertain differences have pale colours.
     """
     from matplotlib.figure import Figure
 
@@ -249,7 +249,7 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    columns = len(tests) if len(tests) <= 3 else 2  # CE left and CE + SCL right, for example
+    columns = len(tests) if len(tests) <= 3 else 2  # four checkpoints have two panels per row
     rows = math.ceil(len(tests) / columns)
     classes = list(dict.fromkeys(name for _, names, *_ in tests for name in names))
     looks = [{"color": COLOURS[i % 6], "marker": MARKERS[(i + i // 6) % 6]} for i in range(len(classes))]
@@ -275,7 +275,7 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
 
 
 def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str]]:
-    """Returns the title of the figure, which names what all panels share, and the titles of the panels."""
+    """Returns the title of the figure, with the facts that all panels share, and a list with a title for each panel."""
     parts = []
     for record, *_ in tests:
         found = [shown(record).get(name) for name in differing]

@@ -60,7 +60,8 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
     if len(tokenizer) > embeddings:
         raise UserError(f"argument --model: {source} has {embeddings} word embeddings, but its tokenizer has "
                         f"{len(tokenizer)} words; expected the tokenizer that the model was trained with")
-    is_checkpoint = Path(source, "record.json").is_file()  # the saved tokenizer has the --max-length of training
+    # The tokenizer of a checkpoint has the --max-length of its run, which is no limit of the encoder.
+    is_checkpoint = Path(source, "record.json").is_file()
     own_limit = max_length if is_checkpoint else tokenizer.model_max_length
     tokenizer.model_max_length = min(max_length, own_limit, longest_input(encoder))
     return tokenizer
@@ -82,7 +83,7 @@ def longest_input(encoder: transformers.PreTrainedModel) -> int:
 def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
     """Tokenises the first 300 texts. Returns warnings about truncated texts and about many unknown tokens.
 
-    Rejects a tokenizer for which half or more of the tokens are unknown. Its tokenizer files are probably missing.
+    Rejects a tokenizer to which at least half of the tokens are unknown. Probably, tokenizer files are missing.
     """
     texts = texts[:300]
     pairs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]
@@ -106,8 +107,8 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
                ce_temperature: float | None = None) -> Model:  # fmt: skip
     """Loads a model of transformers, or a checkpoint of this project, with a classifier for the given classes.
 
-    Keeps a trained classifier that has exactly the given class names, in any order. If the model has no classifier
-    with the given class names, adds a new classifier, which is initialised from torch's random seed.
+    If the model has a trained classifier with exactly the given class names, in any order, uses this classifier.
+    Otherwise adds a new classifier, which is initialised from torch's random seed.
     """
     has_own_classifier = pooling == "cls" and not ce_temperature
     config = demo_config(tokenizer) if source == "demo" else load_config(source)
@@ -169,7 +170,7 @@ def adapt_config(config, label_names: tuple[str, ...], dropout: float) -> None:
 
 
 def load_head(source: str, head: nn.Linear, pooling: str, ce_temperature: float | None) -> bool:
-    """Loads the linear classifier of a checkpoint into `head`. Returns False if there is none of this shape."""
+    """Loads the linear classifier of a checkpoint into `head`. Returns whether a classifier was loaded."""
     file = Path(source, "head.safetensors")
     if not file.is_file():
         return False
@@ -212,8 +213,9 @@ def reorder(layer: nn.Linear, rows: list[int]) -> None:
 
 
 def check_weights(model: Model, source: str) -> None:
-    """Checks that all weights are finite, that the model accepts a text, and that the class logits depend on no token
-    but the first, unless a linear layer reads the features.
+    """Checks that all weights are finite and that the model accepts a text.
+
+    If the model has its own classifier, also checks that the class logits depend only on the first token.
     """
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise UserError(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")

@@ -40,7 +40,7 @@ def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, 
         config |= {f"{name}_size": len(split), f"{name}_checksum": split.checksum}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
 
-    task = Path(args.task).resolve().name.encode()[:100].decode(errors="ignore")  # a file name has at most 255 bytes
+    task = Path(args.task).resolve().name.encode()[:100].decode(errors="ignore")  # file names are limited to 255 bytes
     arm = f"{task}-n{train_size}-" + (f"lam{lam:g}-tau{tau:g}" if lam else "lam0")
     names = {"run": f"{arm}-seed{seed}-{digest}", "arm": arm, "base_model": base_model(args.model)}
     return names | config | {"data_dir": args.data_dir, "num_texts": len(splits[0].texts[0])}
@@ -84,6 +84,14 @@ def print_setting(config: dict, splits: tuple[Split, ...], names: tuple[str, ...
         print("  this run is only a smoke test, because the encoder is tiny and starts from random weights")
 
 
+def time_left(durations: list[float], runs: int) -> str:
+    """Returns an estimate such as ", about 5 min left", from the durations of the finished runs in seconds."""
+    if not durations:
+        return ""
+    minutes = runs * sum(durations) / len(durations) / 60
+    return f", about {minutes:.0f} min left" if minutes < 120 else f", about {minutes / 60:.1f} h left"
+
+
 def print_result(record: dict, test: Split, names: tuple[str, ...]) -> None:
     sizes = class_sizes(test, names)
     largest, share = one_line(names[sizes.argmax()]), sizes.max() / len(test)
@@ -94,8 +102,8 @@ def print_result(record: dict, test: Split, names: tuple[str, ...]) -> None:
     if record["lam"]:
         scl, lowest, collapsed = (record[name] for name in ("scl", "scl_lowest", "scl_collapsed"))
         if collapsed - scl < 0.1 * (collapsed - lowest):
-            print("  warning: SCL did not train: scl is still near its collapsed value (the value if all features are "
-                  "equal); raise --lr or --max-steps")
+            print("  warning: the SCL loss did not fall: scl is still near its value for equal features (collapsed); "
+                  "raise --lr or --max-steps")
 
 
 def class_sizes(split: Split, names: tuple[str, ...]) -> np.ndarray:
@@ -152,7 +160,7 @@ def method_name(record: dict) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path. After the block, the file or folder at the temporary path replaces `path`.
+    """Yields a temporary path. When the `with` block ends, moves the file or folder at the temporary path to `path`.
 
     A process that is killed during writing leaves no incomplete file at `path`.
     """

@@ -34,11 +34,10 @@ LIMITS = {"lam": (0, 1), "lr": (0, 1e9), "head_lr": (0, 1e9), "steps": (1, 1e9),
 RESULT_LIMITS = {"validation_accuracy": (0, 1), "test_accuracy": (0, 1), "seconds": (0, 1e9)}
 
 Row = dict[int, dict]  # maps a seed to the record of the run with this seed
-Settings = dict[tuple, dict[tuple, Row]]  # maps each setting to its table rows. The key of a table row: values of ROW
+Settings = dict[tuple, dict[tuple, Row]]  # maps a setting to its table rows; the values of ROW are a row's key
 
 # Test accuracies in the paper (Tables 2, 3 and 5): first CE, then CE + SCL with the best of 24 pairs of lam and tau.
-# The keys of PAPER are task, shots and the temperature of back-translation. For Amazon and Yelp, the paper's model was
-# first trained on SST-2.
+# The keys of PAPER are task, shots and the temperature of back-translation. Amazon and Yelp: transfer from SST-2.
 PAPER = {
     ("sst2", "20", None): (85.9, 88.1), ("qnli", "20", None): (65.0, 75.7), ("mnli", "20", None): (39.3, 42.7),
     ("sst2", "100", None): (91.1, 92.8), ("qnli", "100", None): (81.9, 82.5), ("mnli", "100", None): (59.2, 61.1),
@@ -88,7 +87,7 @@ def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> 
         record["size"] = f"{per_class} a class" if per_class else str(record["shots"] or "all")
         record["setting"] = tuple(sorted(named.items()))
         record["row"] = tuple(map(record.get, ROW))
-        hash(record["row"])  # raises TypeError for a list, which is invalid here
+        hash(record["row"])  # raises TypeError if a value is a list
         record["method"] = method_name(record)
         record["papers_gain"] = papers_gain(record)
         record["noise_text"] = f"{record['noise']} noise {record['noise_level']:g}" if record["noise"] else ""
@@ -106,7 +105,8 @@ def check(record: dict, limits: dict[str, tuple]) -> None:
         if not (isinstance(value, str) if name in TEXTS else is_number):
             raise ValueError(f"{name} is {value!r}" if name in record else f"it has no {name}")
     if (record["lam"] == 0) != (record.get("tau") is None):
-        raise ValueError(f"lam is {record['lam']} and tau is {record.get('tau')}, but only lam 0 has no tau")
+        raise ValueError(f"lam is {record['lam']} and tau is {record.get('tau')}; tau must be null for lam 0 and a "
+                         "number otherwise")
 
 
 def shown(record: dict) -> dict:
@@ -154,8 +154,8 @@ def first(row: Row) -> dict:
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
     """Returns the table row of `method` that has the same learning rates and number of steps as the record.
 
-    If no table row matches, returns the only table row of the method. If the method has several table rows, returns an
-    empty dictionary. For lam = 1, ignores head_lr, because only the second stage uses head_lr.
+    If no table row matches and the method has only one table row, returns this row. Otherwise returns an empty
+    dictionary. For lam = 1, ignores head_lr, because only the second stage uses head_lr.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
     candidates = [row for key, row in rows.items() if key[:3] == method]
@@ -186,7 +186,7 @@ def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_
 def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
     """Returns pairs of table rows: a row of CE + SCL (lam 0.9, tau 0.3), and the matching row of CE.
 
-    Looks for the row of CE in all files. If several rows match, looks only in the file of the CE + SCL row.
+    Looks for the row of CE in all files. If several rows of CE match, looks only in the file of the CE + SCL row.
     """
     effects = []
     for rows in read_settings(files).values():

@@ -41,7 +41,7 @@ def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
 
 
 def test_set_error(row: Row, other: Row) -> float | None:
-    """Returns the standard error that the choice of the test examples causes in the mean difference between two rows.
+    """Returns the standard error of the mean difference between two rows, over random choices of test examples.
 
     Returns None if a record does not say which predictions are correct.
     """
@@ -83,14 +83,14 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 
     The list `gains` has the task and the paired differences of each setting. With the same seed, a 20-shot sample is
     part of the 100-shot sample, so results of the same task and seed are dependent. Results of different seeds are
-    independent. So the differences of all settings of a task are first added for each seed. Then the variance of these
-    sums over the seeds is computed. A single setting gives the same result as `t_interval`. The interval is NaN if a
-    setting has fewer than five seeds.
+    independent. So the function first adds the differences of all settings of a task, for each seed. This gives one sum
+    per seed. Then the function computes the variance of the sums. A single setting gives the same result as
+    `t_interval`. The interval is NaN if a setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0
     for task in dict.fromkeys(task for task, _ in gains):
-        sums: dict[int, float] = Counter()  # maps a seed to its deviations from the means, added over the settings
+        sums: dict[int, float] = Counter()  # for each seed, sum of (difference - mean) / n
         for (other, differences), mean in zip(gains, means, strict=True):
             if other == task:
                 for seed, gain in differences.items():
@@ -134,13 +134,13 @@ EXPLAINED = {
     "top 3 by validation": "test accuracy in % of the three seeds with the best validation accuracy, as in the paper",
     "minus CE [95 %]": "mean difference in test accuracy between this row and CE, paired by seed, with Student's t "
                        "interval. CE has the same learning rates and steps as this row, or is the only row of CE",
-    "test-set error of minus CE": "standard error of the difference minus CE that the choice of test examples causes",
+    "test-set error of minus CE": "standard error of the column minus CE, over random choices of test examples",
     "paper's gain": "difference between CE + SCL (best of 24 lam and tau) and CE in the paper, for the top 3 seeds",
-    "top 3 minus CE": "difference between the top 3 by validation of this row and of CE. Compare it with paper's gain",
+    "top 3 minus CE": "difference between the top 3 by validation of this row and the top 3 by validation of CE",
     "minus CE on validation [95 %]": "mean difference to CE in validation accuracy. The validation examples also chose "
                                      "the checkpoints",
     "minus clean [95 %]": "mean difference to the same method without noise, paired by seed",
-    "test-set error": "binomial standard error of the test accuracy, which the choice of test examples causes",
+    "test-set error": "binomial standard error of the test accuracy, over random choices of test examples",
     "Mean difference": "mean over settings with 95 % t interval. The seeds of a task are independent, the settings are "
                        "not. A setting does not count if a method has several rows in this setting",
     "Random-effects mean": "DerSimonian-Laird mean, which treats the settings as a sample of all settings. I2 is the "
@@ -153,7 +153,7 @@ def percent(mean: float, std: float | None = None) -> str:
 
 
 def spread(numbers: np.ndarray, digits: int) -> str:
-    """Returns the text "mean ± sample standard deviation". For a single number, returns only the number."""
+    """Returns the text "mean ± sample standard deviation", or only the number if there is a single number."""
     mean = f"{np.mean(numbers):.{digits}f}"
     return f"{mean} ± {np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else mean
 
@@ -163,7 +163,7 @@ def interval(low: float, high: float) -> str:
 
 
 def difference(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:+.1f} {'(too few seeds for an interval)' if np.isnan(low) else interval(low, high)}"
+    return f"{100 * mean:+.1f} {'(no interval)' if np.isnan(low) else interval(low, high)}"
 
 
 def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:

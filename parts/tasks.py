@@ -153,7 +153,7 @@ def read_glue(file: Path, task: Task) -> Split:
     rows = [(number, texts, label) for number, texts, label in rows if label]
     if skipped := len(labels) + len(table.torn) - len(rows):
         lines = skipped + len(rows)
-        print(f"note: skipped in {file}: {skipped} of {lines} lines, because they are incomplete", file=sys.stderr)
+        print(f"note: {skipped} of {lines} lines in {file} are incomplete and were skipped", file=sys.stderr)
     classes = {str(number): number for number in range(len(task.labels))}  # GLUE writes class numbers or names
     return to_split(file, rows, classes | {name: number for number, name in enumerate(task.labels)})
 
@@ -223,7 +223,7 @@ def read_texts(file: str | Path) -> list[tuple[str, ...]]:
         lines = re.sub("\r\n|\r", "\n", decode(file)).removesuffix("\n").split("\n")
         rows = [tuple(line.split("\t")) for line in lines if line.strip()]
         if blank := len(lines) - len(rows):
-            print(f"note: skipped in {file}: {blank} blank line(s)", file=sys.stderr)
+            print(f"note: {blank} blank line(s) in {file} were skipped", file=sys.stderr)
     if not rows:
         raise UserError(f"{file} has no texts; expected one per line")
     for row in rows:
@@ -239,7 +239,7 @@ def read_texts(file: str | Path) -> list[tuple[str, ...]]:
 
 def load_hub(task: Task) -> dict[str, Split]:
     connect_hub()
-    import datasets  # after connect_hub, because this import reads the offline mode of the hub
+    import datasets  # imported late, because datasets reads the offline setting during its import
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()

@@ -63,7 +63,7 @@ def test_incomplete_lines_of_glue_are_skipped_and_counted(glue, capsys):
     write_lines(glue / "QQP" / "train.tsv", [header, *rows])
     write_lines(glue / "QQP" / "dev.tsv", [header, "1\t1\t2\ta\tb\t1"])
     assert load_data("qqp", glue, few_shot=False).train.texts == [("so", "and so"), ("or not", "")]
-    assert f"skipped in {glue / 'QQP' / 'train.tsv'}: 3 of 5 lines" in capsys.readouterr().err
+    assert f"3 of 5 lines in {glue / 'QQP' / 'train.tsv'} are incomplete and were skipped" in capsys.readouterr().err
 
 
 def test_errors_in_files_of_glue(glue):
@@ -311,7 +311,7 @@ def test_lines_of_text(tmp_path, capsys, newline, end):
     file = tmp_path / "texts"
     file.write_bytes(("\ufeffso it is\n\n \nno\u0085, \"it is\n" + "NA" + end).replace("\n", newline).encode())
     assert read_texts(file) == [("so it is",), ("no\u0085, \"it is",), ("NA",)]
-    assert capsys.readouterr().err == f"note: skipped in {file}: 2 blank line(s)\n"
+    assert capsys.readouterr().err == f"note: 2 blank line(s) in {file} were skipped\n"
 
 
 def test_lines_of_two_texts(tmp_path, capsys):
