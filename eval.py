@@ -37,8 +37,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     runs.add_argument("--data-dir", help="folder with the GLUE files (default: the folder that the run used)")
     texts.add_argument("run", metavar="RUN", help="checkpoint folder")
     texts.add_argument("file", nargs="?", default="/dev/stdin", metavar="FILE",
-                       help="table (.csv, .tsv, .jsonl, .parquet) with a column text and optionally a column "
-                            "text_pair; or a text file with one example per line and a tab between the two texts of a "
+                       help="table (.csv, .tsv, .jsonl, .parquet) with the columns 'text' and optionally "
+                            "'text_pair', or a text file with one example per line. A tab separates the two texts of a "
                             "pair (default: standard input)")
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

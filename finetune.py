@@ -85,8 +85,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay of matrices (default: %(default)s)")
     add("--warmup-ratio", type=FRACTION, default=0.06, help="fraction of the steps in which the learning rate rises "
         "(warm-up); in the other steps, the learning rate falls (default: %(default)s)")
-    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: every class in a batch has "
-        "at least two examples, useful for many or rare classes (default: %(default)s)")
+    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: each class in a batch has "
+        "at least two examples; useful if there are many classes or rare classes (default: %(default)s)")
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:

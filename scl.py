@@ -179,7 +179,7 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
 def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Concatenates the tensors of all ranks and keeps gradients, so that SCL contrasts the examples of all ranks.
 
-    Pass all tensors that the loss needs in one call, and compute the loss from the global batch (of all ranks):
+    Pass all tensors that the loss needs in one call. Then compute the loss from the tensors of the global batch.
 
         class_logits, features, labels = gather_batch(class_logits, features, labels)
 

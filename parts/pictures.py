@@ -16,7 +16,7 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_ROWS = 25
 UNTOLD = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size", "micro_batch_size",
-          "compile", "precision"}  # fields without their own text in a label
+          "compile", "precision"}  # fields that a label does not list
 HEADING = ("pooling", "lr", "head_lr", "steps")
 
 
@@ -106,8 +106,8 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """Returns the lines of the figure for one encoder. Each line is a tuple: label, interval, pair of table rows.
 
     The lines are a heading, the comparisons of CE + SCL with CE, and the means over all settings with the same number
-    of examples. The heading shows the pooling, learning rates and number of steps that most comparisons have. The label
-    of a comparison shows only the hyperparameters whose values differ from those in the heading.
+    of examples. The heading shows the most frequent pooling, learning rates and number of steps of the encoder's runs.
+    The label of a comparison shows only the hyperparameters whose values differ from those in the heading.
     """
     told = [told_fields(*pair) for pair in pairs]
     usual = {name: Counter(fields.get(name) for fields in told).most_common(1)[0][0] for name in told[0]}

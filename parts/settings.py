@@ -120,7 +120,7 @@ def shown(record: dict) -> dict:
 
 
 def compared_fields(records: list[dict]) -> list[str]:
-    """Returns the names of the fields that a table compares: fields of the settings, then learning rates and steps."""
+    """Returns the names of the fields that are columns of a table, with learning rates and steps at the end."""
     names = dict.fromkeys(name for record in records for name in record if name in dict(record["setting"]))
     unnamed = ("task", "shots", "shots_per_class", "base_model", "test_checksum", "test_size")
     return ["model", *(name for name in names if name not in unnamed), *ROW[3:]]
@@ -173,7 +173,8 @@ def values(row: Row, name: str) -> np.ndarray:
 def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
     """Returns the difference between `row` and `other` for each seed that both table rows have.
 
-    Checks that the runs of each seed used the same examples in every split that `splits` names, such as "test".
+    Checks that runs with the same seed used the same examples. The argument `splits` lists the splits to check, such as
+    "test".
     """
     seeds = [seed for seed in sorted(row) if seed in other]
     for seed, split in itertools.product(seeds, splits):

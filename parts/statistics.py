@@ -1,4 +1,4 @@
-"""Computes confidence intervals, means over settings, and the rows and summary lines of a table."""
+"""Computes confidence intervals, averages over settings, and the rows and summary lines of a table."""
 
 from collections import Counter
 
@@ -55,7 +55,8 @@ def test_set_error(row: Row, other: Row) -> float | None:
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Returns two mean cosines: over all pairs of examples of one class, and over all pairs from different classes.
 
-    Needs no N x N matrix: |sum of z|^2 is the sum of the cosines of all pairs, including each example with itself.
+    Computes no N x N matrix. For normalised features z, |sum of z|^2 is the sum of the cosines of all pairs. The pairs
+    include each example with itself.
     """
     z = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
     sizes = np.unique(labels, return_counts=True)[1]
@@ -74,18 +75,18 @@ def agree(intervals: list[tuple[float, float, float]]) -> bool:
     """Returns whether the settings agree: all means have the same sign, and all intervals overlap."""
     means, lows, highs = np.array(intervals).T
     has_one_sign = min(means) >= 0 or max(means) <= 0
-    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # NaN overlaps with every interval
+    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # true if an end is NaN
     return bool(has_one_sign and overlap)
 
 
 def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, float]:
     """Returns the mean over settings and the two ends of its 95 % t interval.
 
-    The list `gains` has the task and the paired differences of each setting. With the same seed, a 20-shot sample is
-    part of the 100-shot sample, so results of the same task and seed are dependent. Results of different seeds are
-    independent. So the function first adds the differences of all settings of a task, for each seed. This gives one sum
-    per seed. Then the function computes the variance of the sums. A single setting gives the same result as
-    `t_interval`. The interval is NaN if a setting has fewer than five seeds.
+    The list `gains` has the task and the paired differences of each setting. With the same seed, the 100-shot sample
+    contains the 20-shot sample. So for one task and seed, the 20-shot and 100-shot results are not independent. Results
+    of different seeds are independent. So the function first adds the differences of all settings of a task, for each
+    seed. This gives one sum per seed. Then the function computes the variance of the sums. A single setting gives the
+    same result as `t_interval`. The interval is NaN if a setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0
@@ -125,22 +126,22 @@ def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, floa
 
 # ------------------------------------------------------------ a table
 
-COLUMNS = ("n", "validation", "all seeds", "top 3 by validation", "minus CE [95 %]", "test-set error of minus CE",
-           "paper's gain", "top 3 minus CE", "minus CE on validation [95 %]", "minus clean [95 %]", "test-set error",
-           "note")
+COLUMNS = ("n", "validation", "all seeds", "top 3 by validation", "minus CE [95 %]", "s.e. of difference (test set)",
+           "paper's gain", "top 3 minus CE", "minus CE on validation [95 %]", "minus clean [95 %]",
+           "s.e. of accuracy (test set)", "note")
 EXPLAINED = {
     "validation": "mean validation accuracy in %, to choose among several rows of a method",
     "all seeds": "test accuracy in %, mean ± sample standard deviation over n seeds",
     "top 3 by validation": "test accuracy in % of the three seeds with the best validation accuracy, as in the paper",
     "minus CE [95 %]": "mean difference in test accuracy between this row and CE, paired by seed, with Student's t "
                        "interval. CE has the same learning rates and steps as this row, or is the only row of CE",
-    "test-set error of minus CE": "standard error of the column minus CE, over random choices of test examples",
+    "s.e. of difference (test set)": "standard error of the difference to CE, because the test set is only a sample",
     "paper's gain": "difference between CE + SCL (best of 24 lam and tau) and CE in the paper, for the top 3 seeds",
     "top 3 minus CE": "difference between the top 3 by validation of this row and the top 3 by validation of CE",
     "minus CE on validation [95 %]": "mean difference to CE in validation accuracy. The validation examples also chose "
                                      "the checkpoints",
     "minus clean [95 %]": "mean difference to the same method without noise, paired by seed",
-    "test-set error": "binomial standard error of the test accuracy, over random choices of test examples",
+    "s.e. of accuracy (test set)": "binomial standard error of the accuracy, because the test set is only a sample",
     "Mean difference": "mean over settings with 95 % t interval. The seeds of a task are independent, the settings are "
                        "not. A setting does not count if a method has several rows in this setting",
     "Random-effects mean": "DerSimonian-Laird mean, which treats the settings as a sample of all settings. I2 is the "
@@ -182,12 +183,12 @@ def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
         "all seeds": spread(100 * test, 1),
         "top 3 by validation": percent(*top_three(row)) if n >= 10 else None,
         "minus CE [95 %]": difference(*t_interval(gained)) if gained else None,
-        "test-set error of minus CE": None if error is None else percent(error),
+        "s.e. of difference (test set)": None if error is None else percent(error),
         "paper's gain": None if papers is None else f"{papers:+.1f}",
         "top 3 minus CE": None if top is None else f"{100 * top:+.1f}",
         "minus CE on validation [95 %]": difference(*t_interval(on_validation)) if gained else None,
         "minus clean [95 %]": difference(*t_interval(lost)) if lost else None,
-        "test-set error": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
+        "s.e. of accuracy (test set)": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
         "note": f"{len(gained)} pairs" if ce and len(gained) < max(n, len(ce)) else None,
         "seeds": ", ".join(f"{seed}: {percent(row[seed]['test_accuracy'])}" for seed in sorted(row)),
         "gained": gained,

@@ -144,7 +144,8 @@ def other_layout(folder: Path) -> str | None:
 def read_glue(file: Path, task: Task) -> Split:
     """Reads a file of GLUE.
 
-    Skips incomplete lines. The copy of GLUE on the hub does not have these lines. Prints the number of skipped lines.
+    Skips incomplete lines, because the copy of GLUE on the hub has no incomplete lines. Prints the number of skipped
+    lines.
     """
     names = (*(task.text or task.hub_text), task.label)
     table = read_table(file, names, task.header)

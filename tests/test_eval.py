@@ -78,7 +78,7 @@ def test_table_mean_std_and_paired_difference(tmp_path, capsys):
     assert second["minus CE [95 %]"] == "+2.0 [-2.3, +6.3]"  # 4, 1, 1: std 1.732, t(2) 4.303
     assert second["minus CE on validation [95 %]"] == "+1.0 [-1.2, +3.2]"  # half of it
     assert first["minus CE [95 %]"] == "" and "top 3 by validation" not in second
-    assert first["test-set error"] == "1.9"  # sqrt(.83 .17 / 400)
+    assert first["s.e. of accuracy (test set)"] == "1.9"  # sqrt(.83 .17 / 400)
 
 
 def test_one_seed_has_no_interval(tmp_path, capsys):
@@ -104,9 +104,9 @@ def test_its_test_error_is_a_column_if_all_records_have_the_answers(tmp_path, ca
     records = [fake(seed, lam, right.mean(), test_size=403, test_correct=np.packbits(right).tobytes().hex())
                for seed in (0, 1) for lam, right in ((0, ce), (0.9, scl))]
     for some in (records[:2], records):
-        assert rows(capsys, write(tmp_path, *some))[1]["test-set error of minus CE"] == f"{100 * expected:.1f}"
+        assert rows(capsys, write(tmp_path, *some))[1]["s.e. of difference (test set)"] == f"{100 * expected:.1f}"
     del records[0]["test_correct"]  # an old one
-    assert "test-set error of minus CE" not in rows(capsys, write(tmp_path, *records))[1]
+    assert "s.e. of difference (test set)" not in rows(capsys, write(tmp_path, *records))[1]
 
 
 def test_each_setting_has_its_own_rows_and_differing_fields_are_columns(tmp_path, capsys):
