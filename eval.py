@@ -137,7 +137,7 @@ def read_checkpoint(folder: str) -> dict:
 def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None, check: bool = False):
     """Returns the output of a checkpoint: class logits (N, C), in the order of `names`, and features (N, D).
 
-    If `check` is true, rejects a tokenizer that gives at least half of the tokens of the texts as unknown.
+    If `check` is true, rejects a tokenizer that turns at least half of the tokens into the unknown token.
     """
     import transformers
 
@@ -164,7 +164,7 @@ def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str
     """Returns the checkpoint's class names in the order of the task's classes.
 
     Matches the classes of the task and the checkpoint by name. If the task has only class numbers, matches the classes
-    by number, and prints the class name of the checkpoint for each number.
+    by number, and prints which class name each number stands for.
     """
     from parts.pretrained import match_classes, saved_classes
 

@@ -336,34 +336,35 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
 
     settings = dict.fromkeys((lam, tau if lam else None, lr) for lam in args.lam for tau in args.tau for lr in args.lr)
     seeds, out = dict.fromkeys(args.seed), Path(args.out)
-    total, failures, durations = len(settings) * len(seeds), [], []
     records.read_records(out / "results.jsonl")  # prints a message for each line that is not a record
-    for i, (seed, (lam, tau, lr)) in enumerate(itertools.product(seeds, settings)):
-        if i % len(settings) == 0:  # first run of a seed
-            splits = draw_splits(args, data, seed, device)
-            warnings = pretrained.check_vocabulary(tokenizer, splits[0].texts, source)
-        config = records.configure(args, lam, tau, lr, seed, splits, tokenizer.model_max_length, world_size())
-        print(f"\nrun {i + 1} of {total}: {config['run']}{records.time_left(durations, total - i)}")
-        if not args.dry_run and is_finished(config, out, splits[2], data.label_names, device):
-            continue
-        torch.manual_seed(seed)
-        model = pretrained.load_model(source, args.pooling, data.label_names, tokenizer, args.dropout,
-                                      args.ce_temperature)
-        pretrained.freeze_unused(model.to(device), source)
-        records.print_setting(config, splits, data.label_names, model.summary(), warnings)
-        if args.dry_run:
-            return
-        records.open_results(out)
-        try:
+    total, failures, durations = len(settings) * len(seeds), [], []
+    for i, seed in enumerate(seeds):
+        splits = draw_splits(args, data, seed, device)
+        warnings = pretrained.check_vocabulary(tokenizer, splits[0].texts, source)
+        for current, (lam, tau, lr) in enumerate(settings, start=i * len(settings) + 1):
+            config = records.configure(args, lam, tau, lr, seed, splits, tokenizer.model_max_length, world_size())
+            print(f"\nrun {current} of {total}: {config['run']}{records.time_left(durations, total - current + 1)}")
+            if not args.dry_run and skip_finished(config, out, splits[2], data.label_names, device):
+                continue
+            torch.manual_seed(seed)
+            model = pretrained.load_model(source, args.pooling, data.label_names, tokenizer, args.dropout,
+                                          args.ce_temperature)
+            pretrained.freeze_unused(model.to(device), source)
+            records.print_setting(config, splits, data.label_names, model.summary(), warnings)
+            if args.dry_run:
+                return
+            records.open_results(out)
             keep = args.save or total == 1
-            record = run(config, model, splits, out, keep, args.save_every)
-        except Diverged as diverged:
-            print(f"{diverged}")
-            failures.append(str(diverged))
-            continue
-        durations.append(record["seconds"])
-        records.print_result(record, splits[2], data.label_names)
-        print(f"checkpoint in {out / record['run']}" if keep else "no checkpoint; --save keeps checkpoints in a sweep")
+            try:
+                record = run(config, model, splits, out, keep, args.save_every)
+            except Diverged as diverged:
+                print(f"{diverged}")
+                failures.append(str(diverged))
+                continue
+            durations.append(record["seconds"])
+            records.print_result(record, splits[2], data.label_names)
+            print(f"checkpoint in {out / record['run']}" if keep
+                  else "no checkpoint; --save keeps checkpoints in a sweep")
     print(f"\nthe records are in {out / 'results.jsonl'}; this command prints a table: python eval.py table {out}")
     if failures:
         raise UserError("; ".join(failures) + "; try a smaller --lr")
@@ -383,8 +384,8 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
     return train, validation, test
 
 
-def is_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Returns whether the run is finished. If so, prints the result and removes an old saved state of the run."""
+def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
+    """Prints the result of a run that has a record, and removes its old saved state. Returns False without a record."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):

@@ -45,7 +45,7 @@ def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | No
         raise
     except Exception as error:  # pyarrow raises exceptions of many types
         if suffix != ".parquet":
-            decode(file)  # raises a UserError with the line if the file is not UTF-8
+            decode(file)  # if the file is not UTF-8, raises a UserError with the line number
         reason = re.sub(r"in row (\d+)", lambda match: f"in row {int(match[1]) + 1}", first_line(error))
         raise UserError(f"{file} cannot be read as {suffix[1:]} ({reason}); expected {FORMATS[suffix]}") from None
     start, skipped = 1 + (read is read_delimited and not header), {row.number for row in torn}

@@ -55,8 +55,8 @@ def complete(args: argparse.Namespace) -> None:
 def one_spelling(path: str, reserved: tuple[str, ...]) -> str:
     """Returns the normalised path of a folder, for example "b" for "b/" and "./b", so that one folder has one name.
 
-    Returns "./demo" unchanged, because "demo" would mean the built-in demo. If there is no folder b, returns "./b"
-    unchanged, because "b" could be the id of a model on the hub.
+    Returns "./demo" unchanged, because "demo" without "./" means the built-in demo. If there is no folder b, returns
+    "./b" unchanged, because "b" without "./" could mean a model on the hub.
     """
     if path in reserved or not os.path.isdir(path):
         return path

@@ -83,7 +83,8 @@ def longest_input(encoder: transformers.PreTrainedModel) -> int:
 def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
     """Tokenises the first 300 texts. Returns warnings about truncated texts and about many unknown tokens.
 
-    Rejects a tokenizer to which at least half of the tokens are unknown. Probably, tokenizer files are missing.
+    Rejects a tokenizer that turns at least half of the tokens of the texts into the unknown token. Probably, tokenizer
+    files are missing.
     """
     texts = texts[:300]
     pairs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]

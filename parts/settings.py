@@ -37,7 +37,8 @@ Row = dict[int, dict]  # maps a seed to the record of the run with this seed
 Settings = dict[tuple, dict[tuple, Row]]  # maps a setting to its table rows; the values of ROW are a row's key
 
 # Test accuracies in the paper (Tables 2, 3 and 5): first CE, then CE + SCL with the best of 24 pairs of lam and tau.
-# The keys of PAPER are task, shots and the temperature of back-translation. Amazon and Yelp: transfer from SST-2.
+# The keys of PAPER are task, shots and the temperature of back-translation. The last line has the results after
+# transfer from SST-2.
 PAPER = {
     ("sst2", "20", None): (85.9, 88.1), ("qnli", "20", None): (65.0, 75.7), ("mnli", "20", None): (39.3, 42.7),
     ("sst2", "100", None): (91.1, 92.8), ("qnli", "100", None): (81.9, 82.5), ("mnli", "100", None): (59.2, 61.1),

@@ -43,7 +43,7 @@ class Training:
     def mean_losses(self) -> dict[str, float]:
         """Returns the mean of each loss since the last validation. Waits until the device has computed all losses."""
         sums = {name: sum(losses[name] for losses in self.losses) for name in self.losses[0]}
-        means = torch.stack([total / len(self.losses) for total in sums.values()]).tolist()  # copies all at once
+        means = torch.stack([total / len(self.losses) for total in sums.values()]).tolist()  # a single copy to the CPU
         return dict(zip(sums, means, strict=True))
 
     def record_accuracy(self, accuracy: float) -> None:
@@ -72,7 +72,7 @@ class Training:
     def start_or_resume(cls, config: dict, model: Model, state: Path) -> "Training":
         """Loads the saved state of this run, or starts at step 1.
 
-        Prints a note if the output folder has saved training states of runs with other flags.
+        Prints a note if the output folder contains training states that runs with other flags have saved.
         """
         if any_rank(state.is_file(), model.backbone.device):
             training = cls.load(state, model, config)

@@ -1,4 +1,4 @@
-"""Computes confidence intervals, averages over settings, and the rows and summary lines of a table."""
+"""Computes confidence intervals, the mean over several settings, and the rows and summary lines of a table."""
 
 from collections import Counter
 
@@ -108,9 +108,9 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, float]:
     """Returns three values: the mean with its 95 % interval, the 95 % prediction interval for a new setting, and I2.
 
-    The method is from DerSimonian and Laird (1986). I2 is the share of the variance between the settings that is not
-    due to the seeds. There must be k >= 3 settings. The interval of the mean uses Student's t with k - 1 degrees of
-    freedom. The prediction interval uses Student's t with k - 2 degrees of freedom.
+    The method is from DerSimonian and Laird (1986). The means of the settings vary. I2 is the share of this variance
+    that different seeds cannot explain. There must be k >= 3 settings. The interval of the mean uses Student's t with
+    k - 1 degrees of freedom. The prediction interval uses Student's t with k - 2 degrees of freedom.
     """
     numbers = [np.array(list(differences.values())) for differences in settings]
     means, errors = np.array([(x.mean(), max(x.var(ddof=1) / len(x), 1e-12)) for x in numbers]).T  # never 0
@@ -144,8 +144,8 @@ EXPLAINED = {
     "s.e. of accuracy (test set)": "binomial standard error of the accuracy, because the test set is only a sample",
     "Mean difference": "mean over settings with 95 % t interval. The seeds of a task are independent, the settings are "
                        "not. A setting does not count if a method has several rows in this setting",
-    "Random-effects mean": "DerSimonian-Laird mean, which treats the settings as a sample of all settings. I2 is the "
-                           "share of the variance between the settings that is not due to the seeds",
+    "Random-effects mean": "DerSimonian-Laird mean, which treats the settings as a sample of all settings. The means "
+                           "of the settings vary, and I2 is the share of this variance that seeds cannot explain",
 }
 
 
