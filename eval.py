@@ -94,10 +94,10 @@ def table(args: argparse.Namespace) -> None:
             print(f"{name}: {EXPLAINED[name]}.")
 
     seconds = [record["seconds"] for record in records]
-    made_with = [f"{name} {', '.join(sorted({one_line(record.get(name)) for record in records}))}"
+    made_with = [f"{name}: {', '.join(sorted({one_line(record.get(name)) for record in records}))}"
                  for name in ("device", "python", "torch", "transformers", "commit")]
-    print(f"\n{len(records)} run{'s' * (len(records) > 1)}. A run took {min(seconds):.0f} to {max(seconds):.0f} s, and "
-          f"all runs took {sum(seconds) / 3600:.1f} h. Made with {'; '.join(made_with)}.\n\n"
+    print(f"\n{len(records)} run{'s' * (len(records) > 1)}. Each run took {min(seconds):.0f} to {max(seconds):.0f} s; "
+          f"all runs together took {sum(seconds) / 3600:.1f} h. {'; '.join(made_with)}.\n\n"
           "Test accuracy of each seed, in %:\n")
     for row in rows:
         cells = [one_line(row[name]) for name in told if row.get(name) is not None]

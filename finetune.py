@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -38,7 +39,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--shots-per-class", type=COUNT, help="number of training examples for each class")
     add = group.add_argument
     add("--noise", choices=("label", "word", "backtranslation"), help="noise in the training examples: wrong labels, "
-        "dropped and swapped words, or three added back-translations of each example (default: no noise)")
+        "dropped and swapped words, or three added back-translations per example (default: no noise)")
     add("--noise-level", type=NOT_NEGATIVE, help="strength of the noise (no default): the fraction of changed "
         "labels or words, or the sampling temperature of back-translation")
     add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two translation models, "
@@ -82,7 +83,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-steps", type=COUNT, help="length of training in steps")
     add = group.add_argument
     add("--eval-every", type=COUNT, help="number of steps between two validations (default: a tenth of all steps)")
-    add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay of matrices (default: %(default)s)")
+    add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay, only for matrices (default: %(default)s)")
     add("--warmup-ratio", type=FRACTION, default=0.06, help="fraction of the steps in which the learning rate rises "
         "(warm-up); in the other steps, the learning rate falls (default: %(default)s)")
     add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: each class in a batch has "
@@ -180,7 +181,7 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
 
 
 def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[np.ndarray]:
-    """Yields batches without end: the indices of the examples of each batch. Each epoch has a new random order.
+    """Yields batches forever. A batch is an array with the indices of its examples. Each epoch has a new random order.
 
     Drops the last examples of an epoch if they do not fill a batch. A training set smaller than `size` is one batch.
     """
@@ -365,7 +366,8 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
             records.print_result(record, splits[2], data.label_names)
             print(f"checkpoint in {out / record['run']}" if keep
                   else "no checkpoint; --save keeps checkpoints in a sweep")
-    print(f"\nthe records are in {out / 'results.jsonl'}; this command prints a table: python eval.py table {out}")
+    print(f"\nthe records are in {out / 'results.jsonl'}; this command prints a table: "
+          f"python eval.py table {shlex.quote(str(out))}")
     if failures:
         raise UserError("; ".join(failures) + "; try a smaller --lr")
 
@@ -385,7 +387,7 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 
 
 def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Prints the result of a run that has a record, and removes its old saved state. Returns False without a record."""
+    """Prints the result of a run that has a record, and removes an old saved state. Returns if the run has a record."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-LOWEST = torch.finfo(torch.float32).min  # replaces -inf: exp() of both is 0, but 0 * -inf would be NaN
+LOWEST = torch.finfo(torch.float32).min  # replaces -inf: exp(LOWEST) is 0, too, but 0 * -inf would be NaN
 
 
 def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, reduction: str = "mean",
@@ -32,10 +32,10 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
         features: (N, D), any floating dtype. Each row is normalised; a row of zeros has similarity 0 and gradient 0.
             Under autocast, the loss is still in float32 or float64. Call `backward()` outside autocast.
         labels: (N,), integer or bool, on the device of `features`.
-        temperature: tau > 0. A small tau focuses on similar negatives. Float32 gradients are imprecise for tau < 0.001.
+        temperature: tau > 0. A small tau gives the nearest negatives more weight. Below 0.001, gradients are imprecise.
         reduction: "mean" averages over the anchors with a positive, "sum" is Eq. 3 as printed, "none" keeps all losses.
         chunk_size: number of anchors that are computed at once (default: all if N <= 1024, else 512). The memory grows
-            with N * chunk_size; torch.compile needs more. Second derivatives and torch.func need chunk_size >= N.
+            with N * chunk_size, and faster under torch.compile. Second derivatives and torch.func need chunk_size >= N.
 
     Returns a float32 tensor (float64 for float64 features): a scalar, or shape (N,) for "none". The loss of an anchor
     with positives lies between log|P(i)| and log(N-1) + 2/tau. Loss and gradient are 0 for an anchor or batch without
@@ -71,8 +71,8 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 
 def _normalise(features: Tensor) -> Tensor:
     """Scales each row of the features to length 1. A row of zeros stays zero and gets gradient 0."""
-    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1), no gradient, as scaling does not change z
-    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D), largest entry 1 against overflow
+    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1), no gradient: z does not depend on the scale
+    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D), largest entry 1, to avoid overflow
     return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
 
 
@@ -81,7 +81,7 @@ class _Blocks(torch.autograd.Function):
 
     Notation: u = z / sqrt(tau), s_ij = u_i.u_j, l_i = log sum_{k != i} exp(s_ik), g_i = dL/d loss_i for a total loss L.
     The loss of anchor i is l_i - mean_{j in P(i)} s_ij.
-    The derivative of loss_i by s_ij is softmax minus target: exp(s_ij - l_i) - [j in P(i)] / |P(i)|.
+    The derivative of loss_i with respect to s_ij is softmax minus target: exp(s_ij - l_i) - [j in P(i)] / |P(i)|.
     Both loss_i and loss_j depend on s_ij = s_ji. So W_ij = dL/ds_ij = g_i dloss_i/ds_ij + g_j dloss_j/ds_ij, which is
         g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|.
     Row i of W needs only row i of s. The gradient dL/du_i is sum_j W_ij u_j.
@@ -105,7 +105,7 @@ class _Blocks(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(f"chunk_size must be at least {len(grad)} for a second derivative, got {ctx.chunk_size}")
         u, labels, num_positives, log_denominator = ctx.saved_tensors
-        grad = grad * (num_positives > 0)  # (N,), g_i and g_j above
+        grad = grad * (num_positives > 0)  # (N,): g_i and g_j of the docstring
         share = grad / num_positives.clamp(min=1)
         grad_u = torch.empty_like(u)
         with torch.autocast(u.device.type, enabled=False):
@@ -154,13 +154,13 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
     """Returns two float32 scalars, `lowest` and `collapsed`, to compare with `scl_loss(features, labels, temperature)`.
 
     The scalar `collapsed` is log(N - 1), the loss if all features are equal. If the loss stays near this value, the
-    encoder learns nothing from SCL. The scalar `lowest` is the mean of a lower bound over all anchors with a positive:
+    encoder learns nothing from SCL. The scalar `lowest` is a lower bound: the mean, over the anchors with positives, of
 
         log( |P(i)| + (N - 1 - |P(i)|) exp((c - 1) / tau) ).
 
     The bound assumes cosine 1 to positives and cosine c to negatives: c = -1/(K-1) for K classes of equal size, c = -1
-    otherwise. The loss can reach `lowest` in three cases only: K <= 2, or equal class sizes and D >= K - 1, or only one
-    class with more than one example. Without positives, both scalars are 0. Raises the errors of `scl_loss`.
+    otherwise. The loss can reach `lowest` if K <= 2, if only one class has more than one example, or if class sizes are
+    equal and D >= K - 1; otherwise it cannot. Without positives, both scalars are 0. Raises errors as `scl_loss` does.
 
     >>> scl_bounds(torch.tensor([0, 1] * 8), temperature=0.3)
     (tensor(1.9474), tensor(2.7081))
@@ -169,7 +169,7 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
     n, ordered = labels.shape[0], labels.long().sort().values  # not `unique`, whose shape depends on the data
     class_size = (torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)).float()
     has_positive = class_size > 1
-    # gap = 1 - c. If all K classes have equal size, gap = K/(K-1) = n/(n - class_size), inf for K = 1. If not, gap = 2.
+    # gap = 1 - c. For equal class sizes, gap = K/(K-1) = n/(n - class_size), inf for K = 1. For other sizes, gap = 2.
     gap = torch.where((class_size == class_size[:1]).all(), n / (n - class_size), 2)
     floor = torch.log(class_size - 1 + (n - class_size) * torch.exp(-gap / temperature))
     lowest = floor.where(has_positive, 0).sum() / has_positive.sum().clamp(min=1)
@@ -179,16 +179,16 @@ def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor
 def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Concatenates the tensors of all ranks and keeps gradients, so that SCL contrasts the examples of all ranks.
 
-    Pass all tensors that the loss needs in one call. Then compute the loss from the tensors of the global batch.
+    Use a single call for all tensors that the loss needs. Then compute the loss from the tensors of the global batch.
 
         class_logits, features, labels = gather_batch(class_logits, features, labels)
 
     With R ranks, a tensor of shape (N/R, ...) becomes (N, ...). Without a process group, the tensors stay unchanged.
     Backward sums the gradients of all ranks; each rank keeps the part for its own examples. DistributedDataParallel
-    averages the gradients of the parameters over the ranks. The averages equal the gradients of training in one
-    process. Without DistributedDataParallel, average the gradients of the parameters yourself. Each rank exchanges
-    N (C + D) numbers in forward and in backward, and computes the loss in O(N^2 D). Raises TypeError for an argument
-    that is not a tensor, and ValueError without tensors. If dtypes or shapes differ, all ranks raise ValueError.
+    averages the gradients of the parameters over the ranks. The averaged gradients equal those of a single process.
+    Without DistributedDataParallel, average the gradients of the parameters yourself. Each rank exchanges N (C + D)
+    numbers in forward and in backward, and computes the loss in O(N^2 D). Raises TypeError for an argument that is not
+    a tensor, and ValueError if there is no argument. If dtypes or shapes differ, all ranks raise ValueError.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")

@@ -36,7 +36,7 @@ class Split:
     def draw(self, n: int | list[int], seed: int = SPLIT_SEED, leave: int = 0) -> "Split":
         """Draws at most n examples, stratified by class, or n[c] examples of each class c if n is a list.
 
-        A stratified draw leaves at least `leave` examples of each class undrawn.
+        A stratified draw does not take at least `leave` examples of each class.
         """
         rng = np.random.default_rng(seed)
         sizes = np.bincount(self.labels, minlength=1)
@@ -74,7 +74,7 @@ def normalise(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def allot(sizes: np.ndarray, n: int, leave: int = 0) -> np.ndarray:
-    """Divides n examples among classes in proportion to class size (largest remainders).
+    """Divides n examples among classes in proportion to class size, by the largest remainder method.
 
     Each class gets one example before any class gets two.
     """
@@ -90,8 +90,8 @@ def allot(sizes: np.ndarray, n: int, leave: int = 0) -> np.ndarray:
 def separate(train: Split, validation: Split | None, test: Split, few_shot: bool) -> tuple[Split, Split | None, Split]:
     """Removes examples so that training, validation and test set have no text in common.
 
-    If `few_shot` is false and there is no validation set, draws a validation set from the training examples. Its size
-    is the size of the test set or a tenth of the training set, whichever is smaller.
+    If `few_shot` is false and there is no validation set, draws a validation set from the training examples. The
+    validation set is as large as the test set or a tenth of the training set, whichever is smaller.
     """
     train = remove_texts("train", train, "test", test)
     if validation is not None:

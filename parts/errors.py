@@ -64,7 +64,7 @@ def connect_hub(seconds: float = 8) -> None:
             answers.append(huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=seconds))
 
     answers: list = []
-    thread = threading.Thread(target=ask, daemon=True)  # a thread, because name lookup ignores `timeout`
+    thread = threading.Thread(target=ask, daemon=True)  # a thread, because the DNS lookup ignores `timeout`
     thread.start()
     thread.join(seconds)
     if not answers:

@@ -22,7 +22,7 @@ class Table(NamedTuple):
     names: list[str]  # names of all columns
     columns: dict[str, list]  # values of the needed columns; None is a missing value
     numbers: list[int]  # row number of each row in the file
-    torn: list  # pyarrow's description of each row with too few or too many fields
+    bad_rows: list  # pyarrow's description of each row with too few or too many fields
 
 
 def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | None = None,
@@ -32,10 +32,10 @@ def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | No
     If the file has no header line, the tuple `header` has the column names. The `hint` tells the user what to do if no
     column is named "text".
     """
-    suffix, wanted, torn = file.suffix.lower(), (*needed, "text_pair"), []
+    suffix, wanted, bad_rows = file.suffix.lower(), (*needed, "text_pair"), []
     read = {".jsonl": read_jsonl, ".parquet": read_parquet}.get(suffix, read_delimited)
     try:
-        names, table = read(file, wanted, header, torn)
+        names, table = read(file, wanted, header, bad_rows)
         check_header(file, names, needed, hint)
         if suffix == ".csv":
             check_quotes(file)
@@ -48,9 +48,9 @@ def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | No
             decode(file)  # if the file is not UTF-8, raises a UserError with the line number
         reason = re.sub(r"in row (\d+)", lambda match: f"in row {int(match[1]) + 1}", first_line(error))
         raise UserError(f"{file} cannot be read as {suffix[1:]} ({reason}); expected {FORMATS[suffix]}") from None
-    start, skipped = 1 + (read is read_delimited and not header), {row.number for row in torn}
-    numbers = [number for number in range(start, start + len(table) + len(torn)) if number not in skipped]
-    return Table(names, columns, numbers, torn)
+    start, skipped = 1 + (read is read_delimited and not header), {row.number for row in bad_rows}
+    numbers = [number for number in range(start, start + len(table) + len(bad_rows)) if number not in skipped]
+    return Table(names, columns, numbers, bad_rows)
 
 
 def decode(file: Path) -> str:
@@ -98,7 +98,7 @@ def to_strings(name: str, column: Any, metadata: dict | None) -> list[str | None
     if str(column.type) in ("float", "double"):
         column = column.cast("int64")  # raises an error for 0.5 and NaN
     numbers = column.to_pylist()
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # raised if `datasets` did not write the file
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # raised if the file does not come from `datasets`
         feature = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]
         if feature["_type"] == "ClassLabel":
             names = dict(enumerate(feature["names"]))
@@ -106,7 +106,7 @@ def to_strings(name: str, column: Any, metadata: dict | None) -> list[str | None
     return [None if number is None else str(number) for number in numbers]
 
 
-def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] | None, torn: list) -> tuple:
+def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] | None, bad_rows: list) -> tuple:
     """Reads a csv or tsv file. In tsv files, as in GLUE, quotes have no meaning and only "\\n" ends a line."""
     import pyarrow.csv
 
@@ -116,10 +116,10 @@ def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] 
     delimiter, quoting = ("\t", csv.QUOTE_NONE) if is_tsv else (",", csv.QUOTE_MINIMAL)
     parse = pyarrow.csv.ParseOptions(
         delimiter=delimiter, quote_char=False if is_tsv else '"', newlines_in_values=not is_tsv,
-        invalid_row_handler=lambda row: torn.append(row) or "skip")  # fmt: skip
+        invalid_row_handler=lambda row: bad_rows.append(row) or "skip")  # fmt: skip
     strings = pyarrow.csv.ConvertOptions(include_columns=wanted, include_missing_columns=True,
                                          column_types=dict.fromkeys(wanted, pyarrow.string()))  # fmt: skip
-    options = pyarrow.csv.ReadOptions(use_threads=False, block_size=2**26, column_names=header)  # longest row: 64 MiB
+    options = pyarrow.csv.ReadOptions(use_threads=False, block_size=2**26, column_names=header)  # row: up to 64 MiB
     table = pyarrow.csv.read_csv(pyarrow.BufferReader(raw), options, parse, strings)
     start = io.StringIO(raw[: 2**20].decode("utf-8-sig", errors="replace"), newline="")
     return header or next(filter(None, csv.reader(start, delimiter=delimiter, quoting=quoting))), table
@@ -137,7 +137,7 @@ def check_quotes(file: Path) -> None:
         raise ValueError(f"line {reader.line_num}: {error}; check the double quotes") from None
 
 
-def read_jsonl(file: Path, wanted: tuple[str, ...], header: None, torn: list) -> tuple:
+def read_jsonl(file: Path, wanted: tuple[str, ...], header: None, bad_rows: list) -> tuple:
     import pyarrow.json
 
     raw = file.read_bytes()
@@ -154,7 +154,7 @@ def read_jsonl(file: Path, wanted: tuple[str, ...], header: None, torn: list) ->
     return [*example, *later], table
 
 
-def read_parquet(file: Path, wanted: tuple[str, ...], header: None, torn: list) -> tuple:
+def read_parquet(file: Path, wanted: tuple[str, ...], header: None, bad_rows: list) -> tuple:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file) as parquet:

@@ -25,7 +25,7 @@ class Model(nn.Module):
     """Combines an encoder, a tokenizer and a classifier. SCL contrasts the features that the classifier reads.
 
     With cls pooling, the classifier is part of `backbone`. The features are the last hidden layer at the first token.
-    With mean pooling, the features are the mean of the last hidden layer over the tokens without padding, and the
+    With mean pooling, the features are the mean of the last hidden layer over all tokens that are not padding. The
     classifier is the linear layer `head`. With `ce_temperature` T, `head` reads l2-normalised features divided by T.
     """
 
@@ -122,7 +122,7 @@ SCL, the supervised contrastive loss: Gunel, Du, Conneau, Stoyanov, ICLR 2021, h
 LOADING = {
     True: '`transformers.pipeline("text-classification", model=FOLDER)` loads this model.',
     False: "The linear classifier is in `head.safetensors`. A `pipeline` ignores this file and predicts at random.",
-}  # the key says whether the classifier is part of the transformers model
+}  # True: the classifier is part of the transformers model
 
 
 def save_checkpoint(folder: Path, model: Model, record: dict) -> None:

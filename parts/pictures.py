@@ -16,7 +16,7 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_ROWS = 25
 UNTOLD = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size", "micro_batch_size",
-          "compile", "precision"}  # fields that a label does not list
+          "compile", "precision"}  # fields that are not in the label of a comparison
 HEADING = ("pooling", "lr", "head_lr", "steps")
 
 
@@ -61,9 +61,9 @@ def signed(number: float, digits: int = 1) -> str:
 
 
 def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
-    """Draws a line of the figure for each comparison of CE + SCL with CE.
+    """Draws a row of the figure for each comparison of CE + SCL with CE.
 
-    Each line has a dot for each seed, the mean, the 95 % interval of the mean, and the gain that the paper reports.
+    A row shows one dot per seed. A row also shows the mean, its 95 % interval, and the gain that the paper reports.
     """
     from matplotlib.figure import Figure
     from matplotlib.transforms import blended_transform_factory
@@ -106,7 +106,7 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """Returns the lines of the figure for one encoder. Each line is a tuple: label, interval, pair of table rows.
 
     The lines are a heading, the comparisons of CE + SCL with CE, and the means over all settings with the same number
-    of examples. The heading shows the most frequent pooling, learning rates and number of steps of the encoder's runs.
+    of examples. The heading shows the pooling, learning rates and number of steps that most runs of the encoder have.
     The label of a comparison shows only the hyperparameters whose values differ from those in the heading.
     """
     told = [told_fields(*pair) for pair in pairs]
@@ -133,7 +133,7 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
 
 
 def told_fields(row: Row, ce: Row) -> dict[str, str]:
-    """Returns a text for each hyperparameter, such as "lr 2e-5 / 1e-5" for CE with 2e-5 and CE + SCL with 1e-5."""
+    """Returns a text for each hyperparameter. The text "lr 2e-5 / 1e-5" means lr 2e-5 for CE and 1e-5 for CE + SCL."""
     record, text = first(row), {}
     for name in ("lr", "head_lr", "steps"):
         text[name] = " / ".join(dict.fromkeys(short(of_row[name]) for of_row in (first(ce), record)))
@@ -145,7 +145,7 @@ def told_fields(row: Row, ce: Row) -> dict[str, str]:
 
 
 def axis_limits(intervals: list[tuple], rows: list[Row]) -> tuple[float, float]:
-    """Returns the ends of the axis: -8 and 18 points, or wider if a mean or a gain of the paper lies outside."""
+    """Returns the ends of the axis: -8 and 18 points. The axis is wider if a mean or a gain of the paper is outside."""
     papers = [first(row)["papers_gain"] or 0 for row in rows]
     means = [100 * mean for mean, *_ in intervals]
     return math.floor(min(-8, *means, *papers)), math.ceil(max(18, *means, *papers))
@@ -179,7 +179,7 @@ def draw_seeds(panel, y: int, gains: list[float]) -> None:
     """Draws a dot for each seed. Stacks dots that would overlap, and writes values beyond the axis as numbers."""
     low, high = panel.get_xlim()
     width = (high - low) / 75  # width of a dot on the axis
-    ends: list[float] = []  # for each level of stacked dots: position of the rightmost dot
+    ends: list[float] = []  # for each row of stacked dots: position of the rightmost dot
     dots = []
     for gain in sorted(gain for gain in gains if low <= gain <= high):
         level = next((i for i, end in enumerate(ends) if gain - end >= width), len(ends))
@@ -201,7 +201,7 @@ def draw_seeds(panel, y: int, gains: list[float]) -> None:
 def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
     """Draws the validation accuracy of each pair (lam, tau) minus the validation accuracy of CE.
 
-    The colour scale is at least as wide as the 95 % interval, so that uncertain differences have pale colours.
+    The colour scale is at least as wide as the 95 % interval of a difference. So uncertain differences look pale.
     """
     from matplotlib.figure import Figure
 

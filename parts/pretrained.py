@@ -60,7 +60,7 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
     if len(tokenizer) > embeddings:
         raise UserError(f"argument --model: {source} has {embeddings} word embeddings, but its tokenizer has "
                         f"{len(tokenizer)} words; expected the tokenizer that the model was trained with")
-    # The tokenizer of a checkpoint has the --max-length of its run, which is no limit of the encoder.
+    # The tokenizer of a checkpoint stores the --max-length of its run. The encoder may accept longer texts.
     is_checkpoint = Path(source, "record.json").is_file()
     own_limit = max_length if is_checkpoint else tokenizer.model_max_length
     tokenizer.model_max_length = min(max_length, own_limit, longest_input(encoder))
@@ -70,7 +70,7 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
 def longest_input(encoder: transformers.PreTrainedModel) -> int:
     """Returns the maximum number of tokens of an input, from the number of position embeddings.
 
-    RoBERTa-like models number the positions from padding_idx + 1.
+    In RoBERTa-like models, the first position has the number padding_idx + 1.
     """
     for name, module in encoder.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):

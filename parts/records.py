@@ -146,8 +146,8 @@ def append_record(file: Path, record: dict) -> None:
         fcntl.flock(results, fcntl.LOCK_EX)
         if record["run"] in {other["run"] for other in read_records(file, quiet=True)}:
             return
-        is_torn = file.stat().st_size and not file.read_bytes().endswith(b"\n")
-        results.write(b"\n" * bool(is_torn) + json.dumps(record).encode() + b"\n")
+        is_incomplete = file.stat().st_size and not file.read_bytes().endswith(b"\n")
+        results.write(b"\n" * bool(is_incomplete) + json.dumps(record).encode() + b"\n")
 
 
 def method_name(record: dict) -> str:

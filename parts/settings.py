@@ -34,11 +34,11 @@ LIMITS = {"lam": (0, 1), "lr": (0, 1e9), "head_lr": (0, 1e9), "steps": (1, 1e9),
 RESULT_LIMITS = {"validation_accuracy": (0, 1), "test_accuracy": (0, 1), "seconds": (0, 1e9)}
 
 Row = dict[int, dict]  # maps a seed to the record of the run with this seed
-Settings = dict[tuple, dict[tuple, Row]]  # maps a setting to its table rows; the values of ROW are a row's key
+Settings = dict[tuple, dict[tuple, Row]]  # maps a setting to its table rows; each row has its values of ROW as key
 
 # Test accuracies in the paper (Tables 2, 3 and 5): first CE, then CE + SCL with the best of 24 pairs of lam and tau.
-# The keys of PAPER are task, shots and the temperature of back-translation. The last line has the results after
-# transfer from SST-2.
+# The keys of PAPER are task, shots and the temperature of back-translation. The last line is for models that were
+# first trained on SST-2.
 PAPER = {
     ("sst2", "20", None): (85.9, 88.1), ("qnli", "20", None): (65.0, 75.7), ("mnli", "20", None): (39.3, 42.7),
     ("sst2", "100", None): (91.1, 92.8), ("qnli", "100", None): (81.9, 82.5), ("mnli", "100", None): (59.2, 61.1),
@@ -80,7 +80,7 @@ def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> 
     """Checks a record, and adds derived fields such as setting, row, method, size and the gain in the paper."""
     with explain_errors(flag, source, "a record that finetune.py wrote"):
         check(record, limits)
-        arm = ARM_AND_SEED.match(record["run"])  # old records lack arm and base_model
+        arm = ARM_AND_SEED.match(record["run"])  # old records lack the fields arm and base_model
         record = {"arm": arm[1] if arm else record["run"], "base_model": base_model(record["model"])} | record
         record = dict.fromkeys(("shots", "shots_per_class", "tau", "ce_temperature", "data_dir", *NOISE)) | record
         named = {name: json.dumps(value) for name, value in record.items() if value and name not in NOT_SETTING}
@@ -148,14 +148,14 @@ def describe(record: dict) -> str:
 
 
 def first(row: Row) -> dict:
-    """Returns one record of a table row, to read values that all records of the row share."""
+    """Returns any record of a table row, for values that are the same in all records of the row."""
     return next(iter(row.values()))
 
 
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
     """Returns the table row of `method` that has the same learning rates and number of steps as the record.
 
-    If no table row matches and the method has only one table row, returns this row. Otherwise returns an empty
+    If the method has only one table row, returns this row in any case. If no row can be chosen, returns an empty
     dictionary. For lam = 1, ignores head_lr, because only the second stage uses head_lr.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
@@ -188,7 +188,7 @@ def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_
 def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
     """Returns pairs of table rows: a row of CE + SCL (lam 0.9, tau 0.3), and the matching row of CE.
 
-    Looks for the row of CE in all files. If several rows of CE match, looks only in the file of the CE + SCL row.
+    Looks for the table row of CE in all files. If several rows of CE match, looks only in the file of CE + SCL.
     """
     effects = []
     for rows in read_settings(files).values():

@@ -49,7 +49,7 @@ class Training:
     def record_accuracy(self, accuracy: float) -> None:
         """Records the validation accuracy of the current step.
 
-        Copies the model's weights if no earlier validation accuracy is higher.
+        Copies the model's weights if the accuracy is at least as high as all earlier validation accuracies.
         """
         self.result["validation_accuracies"].append([self.step, accuracy])
         if not self.best_weights or accuracy >= self.result["validation_accuracy"]:
@@ -72,7 +72,7 @@ class Training:
     def start_or_resume(cls, config: dict, model: Model, state: Path) -> "Training":
         """Loads the saved state of this run, or starts at step 1.
 
-        Prints a note if the output folder contains training states that runs with other flags have saved.
+        Prints a note if the output folder contains saved training states from other flags.
         """
         if any_rank(state.is_file(), model.backbone.device):
             training = cls.load(state, model, config)

@@ -41,7 +41,7 @@ def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
 
 
 def test_set_error(row: Row, other: Row) -> float | None:
-    """Returns the standard error of the mean difference between two rows, over random choices of test examples.
+    """Returns the standard error of the mean difference between two table rows, for a random test set of this size.
 
     Returns None if a record does not say which predictions are correct.
     """
@@ -75,18 +75,18 @@ def agree(intervals: list[tuple[float, float, float]]) -> bool:
     """Returns whether the settings agree: all means have the same sign, and all intervals overlap."""
     means, lows, highs = np.array(intervals).T
     has_one_sign = min(means) >= 0 or max(means) <= 0
-    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # true if an end is NaN
+    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # also true if an end of an interval is NaN
     return bool(has_one_sign and overlap)
 
 
 def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, float]:
-    """Returns the mean over settings and the two ends of its 95 % t interval.
+    """Returns the mean difference over settings, and the lower and upper end of its 95 % t interval.
 
     The list `gains` has the task and the paired differences of each setting. With the same seed, the 100-shot sample
     contains the 20-shot sample. So for one task and seed, the 20-shot and 100-shot results are not independent. Results
-    of different seeds are independent. So the function first adds the differences of all settings of a task, for each
-    seed. This gives one sum per seed. Then the function computes the variance of the sums. A single setting gives the
-    same result as `t_interval`. The interval is NaN if a setting has fewer than five seeds.
+    of different seeds are independent. So the function adds the differences of all settings of a task, for each seed.
+    The variance of these sums over the seeds gives the interval. A single setting gives the same result as
+    `t_interval`. The interval is NaN if a setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0
@@ -108,8 +108,8 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, float]:
     """Returns three values: the mean with its 95 % interval, the 95 % prediction interval for a new setting, and I2.
 
-    The method is from DerSimonian and Laird (1986). The means of the settings vary. I2 is the share of this variance
-    that different seeds cannot explain. There must be k >= 3 settings. The interval of the mean uses Student's t with
+    The method is from DerSimonian and Laird (1986). I2 is the share of the variance between the settings
+    that is not due to different seeds. There must be k >= 3 settings. The interval of the mean uses Student's t with
     k - 1 degrees of freedom. The prediction interval uses Student's t with k - 2 degrees of freedom.
     """
     numbers = [np.array(list(differences.values())) for differences in settings]
@@ -144,8 +144,8 @@ EXPLAINED = {
     "s.e. of accuracy (test set)": "binomial standard error of the accuracy, because the test set is only a sample",
     "Mean difference": "mean over settings with 95 % t interval. The seeds of a task are independent, the settings are "
                        "not. A setting does not count if a method has several rows in this setting",
-    "Random-effects mean": "DerSimonian-Laird mean, which treats the settings as a sample of all settings. The means "
-                           "of the settings vary, and I2 is the share of this variance that seeds cannot explain",
+    "Random-effects mean": "DerSimonian-Laird mean, which treats the settings as a sample of all settings. I2 is "
+                           "the share of the variance between settings that is not due to different seeds",
 }
 
 

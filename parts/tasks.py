@@ -60,9 +60,9 @@ UNREADABLE = (".json", ".gz")  # endings of data files in formats that are not r
 def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
     """Loads a task. Removes examples so that no text is in two splits.
 
-    With few shots, a fixed seed divides GLUE's official validation set: one half is our test set, and at most 500
-    examples of the other half are our validation set. With all of train, the whole official validation set is our test
-    set. For Amazon and Yelp, our test set has 10,000 examples of the official test set.
+    With few shots, GLUE's official validation set is split at random, with a fixed seed. One half is our test set. At
+    most 500 examples of the other half are our validation set. With the whole training set, the official validation set
+    is our test set. For Amazon and Yelp, our test set has 10,000 examples of the official test set.
     """
     if task == "demo":
         return demo_data()
@@ -144,7 +144,7 @@ def other_layout(folder: Path) -> str | None:
 def read_glue(file: Path, task: Task) -> Split:
     """Reads a file of GLUE.
 
-    Skips incomplete lines, because the copy of GLUE on the hub has no incomplete lines. Prints the number of skipped
+    Skips incomplete lines, to get the same examples as in the copy of GLUE on the hub. Prints the number of skipped
     lines.
     """
     names = (*(task.text or task.hub_text), task.label)
@@ -152,7 +152,7 @@ def read_glue(file: Path, task: Task) -> Split:
     *texts, labels = (table.columns[name] for name in names)
     rows = zip(table.numbers, zip(*texts, strict=True), map(str.strip, labels), strict=True)
     rows = [(number, texts, label) for number, texts, label in rows if label]
-    if skipped := len(labels) + len(table.torn) - len(rows):
+    if skipped := len(labels) + len(table.bad_rows) - len(rows):
         lines = skipped + len(rows)
         print(f"note: {skipped} of {lines} lines in {file} are incomplete and were skipped", file=sys.stderr)
     classes = {str(number): number for number in range(len(task.labels))}  # GLUE writes class numbers or names
@@ -188,7 +188,7 @@ def read_own(file: Path, needed: tuple[str, ...], hint: str | None = None) -> Ta
         names = one_line(", ".join(unread), 100)
         print(f"note: these columns of {file} are not used: {names}. A second text must have the column name text_pair",
               file=sys.stderr)
-    for row in table.torn:
+    for row in table.bad_rows:
         hint = "quote texts with commas" if file.suffix.lower() == ".csv" else "remove tabs from texts"
         raise UserError(f"{file}, row {row.number}: the number of fields is {row.actual_columns}, but the header has "
                         f"{row.expected_columns} columns; {hint}, or correct the header")

@@ -108,8 +108,8 @@ def table() -> None:
         for method in (CE, CE_SCL):
             differences = paired_differences(tuned.get((*key[:3], method), {}), row, "train", "test")
             lines[-1].append(difference(*t_interval(differences)) if differences else None)
-    print_table(["encoder", "task", "shots", "instead", "all seeds", "n", "CE minus it [95 %]",
-                 "CE + SCL minus it [95 %]"], lines)
+    print_table(["encoder", "task", "shots", "method", "all seeds", "n", "CE minus this method [95 %]",
+                 "CE + SCL minus this method [95 %]"], lines)
 
 
 if __name__ == "__main__":

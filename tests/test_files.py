@@ -63,10 +63,10 @@ def test_a_text_of_many_megabytes(tmp_path):
     assert read(tmp_path / "a.csv", f'text,label\n"{text}",b\n').columns["text"] == [text]
 
 
-def test_torn_rows_keep_their_numbers(tmp_path):
+def test_bad_rows_keep_their_numbers(tmp_path):
     table = read(tmp_path / "a.csv", "text,label\na,b\nc\nd,e\nf,g,h\ni,j\n")
     assert table.numbers == [2, 4, 6]
-    assert [(row.number, row.actual_columns, row.expected_columns) for row in table.torn] == [(3, 1, 2), (5, 3, 2)]
+    assert [(row.number, row.actual_columns, row.expected_columns) for row in table.bad_rows] == [(3, 1, 2), (5, 3, 2)]
 
 
 @pytest.mark.parametrize("content", ['text,label\na,0\n"b,1\n', 'label,text\n0,a\n1,"b\n0,c\n1,d\n'])
