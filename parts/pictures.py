@@ -176,7 +176,7 @@ def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | 
 
 
 def draw_seeds(panel, y: int, gains: list[float]) -> None:
-    """Draws a dot for each seed. Stacks dots that would overlap, and writes values beyond the axis as numbers."""
+    """Draws a dot for each seed. Overlapping dots are stacked. Values outside the axis are written as numbers."""
     low, high = panel.get_xlim()
     width = (high - low) / 75  # width of a dot on the axis
     ends: list[float] = []  # for each row of stacked dots: position of the rightmost dot
@@ -201,7 +201,7 @@ def draw_seeds(panel, y: int, gains: list[float]) -> None:
 def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
     """Draws the validation accuracy of each pair (lam, tau) minus the validation accuracy of CE.
 
-    The colour scale is at least as wide as the 95 % interval of a difference. So uncertain differences look pale.
+    The colour scale is as wide as the 95 % interval or wider, so that uncertain differences look pale.
     """
     from matplotlib.figure import Figure
 

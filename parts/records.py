@@ -49,7 +49,7 @@ def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, 
 def base_model(model: str) -> str:
     """Returns the name of a model. If the model is a checkpoint of this project, removes method and seed from the name.
 
-    In a transfer experiment, CE starts from a CE checkpoint and CE + SCL from a CE + SCL checkpoint. For a
+    In a transfer experiment, CE starts from a checkpoint of CE, and CE + SCL from a checkpoint of CE + SCL. For a
     comparison, CE and CE + SCL need the same model name.
     """
     arm = ARM_AND_SEED.match(model.rstrip("/"))

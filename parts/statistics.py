@@ -142,10 +142,10 @@ EXPLAINED = {
                                      "the checkpoints",
     "minus clean [95 %]": "mean difference to the same method without noise, paired by seed",
     "s.e. of accuracy (test set)": "binomial standard error of the accuracy, because the test set is only a sample",
-    "Mean difference": "mean over settings with 95 % t interval. The seeds of a task are independent, the settings are "
+    "mean difference": "mean over settings with 95 % t interval. The seeds of a task are independent, the settings are "
                        "not. A setting does not count if a method has several rows in this setting",
-    "Random-effects mean": "DerSimonian-Laird mean, which treats the settings as a sample of all settings. I2 is "
-                           "the share of the variance between settings that is not due to different seeds",
+    "random effects": "DerSimonian-Laird mean, which treats the settings as a sample of all settings. I2 is the "
+                      "share of the variance between settings that is not due to different seeds",
 }
 
 
@@ -224,13 +224,15 @@ def summarise(rows: list[dict]) -> list[str]:
         better = (f"{method} is better than CE in {sum(mean > 0 for mean, *_ in intervals)} of {n} settings and in "
                   f"{(pairs > 0).sum()} of {len(pairs)} pairs of runs with the same seed.")
         if n == 2 and not agree(intervals):
-            lines.append(f"The two settings disagree, so no mean difference between {method} and CE is given. "
+            lines.append(f"The results of the two settings disagree, so no mean is given. "
                          f"{better}")
             continue
         mean = pooled([(row["task"], row["gained"]) for row in of_method])
-        lines.append(f"Mean difference between {method} and CE over {n} settings: {difference(*mean)} points. {better}")
+        lines.append(f"The mean difference between {method} and CE over {n} settings is {difference(*mean)} points. "
+                     f"{better}")
         if n > 2 and not np.isnan(mean[1]):
             effect, new, i2 = random_effects(settings)
-            lines.append(f"Random-effects mean difference between {method} and CE: {difference(*effect)} points. 95 % "
-                         f"prediction interval for a new setting: {interval(*new)}. I2 is {100 * i2:.0f} %.")
+            lines.append(f"With random effects, the mean difference between {method} and CE is {difference(*effect)} "
+                         f"points. The 95 % prediction interval for a new setting is {interval(*new)}. I2 is "
+                         f"{100 * i2:.0f} %.")
     return lines
