@@ -2,7 +2,7 @@
 
     python eval.py table runs/results.jsonl [...]            # markdown table of the methods
     python eval.py effects results/*.jsonl -o FIG.png        # figure of the differences between CE + SCL and CE
-    python eval.py grid runs/results.jsonl -o FIG.png        # figure of validation accuracy over lam and tau
+    python eval.py grid runs/results.jsonl -o FIG.png        # figure over lam and tau: validation accuracy minus CE
     python eval.py score runs/RUN [RUN ...] [--task T]       # metrics on the test set, geometry of the features
     python eval.py tsne runs/RUN_CE runs/RUN_SCL -o FIG.png  # Figures 2 and 3 of the paper
     python eval.py predict runs/RUN [FILE]                   # class and probability of each text

@@ -234,8 +234,8 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
     """Computes the exact gradient of Eq. 1 for a batch that does not fit into memory (--micro-batch-size).
 
     Gradient caching (Gao et al., 2021, arXiv 2101.06983) divides the batch into micro-batches. A first forward pass
-    computes the class logits and features of all micro-batches. From these outputs, the loss of the whole batch and
-    the gradients of the outputs are computed and cached. Then each micro-batch has a second forward pass, and
+    computes the class logits and features of all micro-batches. From these outputs, the loss of the whole batch is
+    computed. The gradients of the outputs are cached. Then each micro-batch has a second forward pass, and
     backpropagation starts from the cached gradients. Plain gradient accumulation would be wrong, because SCL would
     contrast only examples of the same micro-batch.
     """
@@ -387,7 +387,7 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 
 
 def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Prints the result of a run that has a record, and removes an old saved state. Returns if the run has a record."""
+    """Prints the result of a run that has a record, and removes an old saved state. Returns False without a record."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):

@@ -32,10 +32,10 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
         features: (N, D), any floating dtype. Each row is normalised; a row of zeros has similarity 0 and gradient 0.
             Under autocast, the loss is still in float32 or float64. Call `backward()` outside autocast.
         labels: (N,), integer or bool, on the device of `features`.
-        temperature: tau > 0. A small tau gives the nearest negatives more weight. Below 0.001, gradients are imprecise.
+        temperature: tau > 0. A small tau gives weight to near negatives. Below 0.001, float32 gradients are imprecise.
         reduction: "mean" averages over the anchors with a positive, "sum" is Eq. 3 as printed, "none" keeps all losses.
         chunk_size: number of anchors that are computed at once (default: all if N <= 1024, else 512). The memory grows
-            with N * chunk_size, and faster under torch.compile. Second derivatives and torch.func need chunk_size >= N.
+            with N * chunk_size; torch.compile needs more. Second derivatives and torch.func need chunk_size >= N.
 
     Returns a float32 tensor (float64 for float64 features): a scalar, or shape (N,) for "none". The loss of an anchor
     with positives lies between log|P(i)| and log(N-1) + 2/tau. Loss and gradient are 0 for an anchor or batch without
@@ -72,7 +72,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 def _normalise(features: Tensor) -> Tensor:
     """Scales each row of the features to length 1. A row of zeros stays zero and gets gradient 0."""
     largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1), no gradient: z does not depend on the scale
-    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D), largest entry 1, to avoid overflow
+    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D), largest |entry| 1: squares in range
     return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
 
 
@@ -188,7 +188,7 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     averages the gradients of the parameters over the ranks. The averaged gradients equal those of a single process.
     Without DistributedDataParallel, average the gradients of the parameters yourself. Each rank exchanges N (C + D)
     numbers in forward and in backward, and computes the loss in O(N^2 D). Raises TypeError for an argument that is not
-    a tensor, and ValueError if there is no argument. If dtypes or shapes differ, all ranks raise ValueError.
+    a tensor, and ValueError without tensors, or on all ranks if dtypes or shapes differ. To compare, ranks synchronise.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")

@@ -36,7 +36,7 @@ class Split:
     def draw(self, n: int | list[int], seed: int = SPLIT_SEED, leave: int = 0) -> "Split":
         """Draws at most n examples, stratified by class, or n[c] examples of each class c if n is a list.
 
-        A stratified draw does not take at least `leave` examples of each class.
+        After a stratified draw, at least `leave` examples of each class remain.
         """
         rng = np.random.default_rng(seed)
         sizes = np.bincount(self.labels, minlength=1)

@@ -16,7 +16,7 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_ROWS = 25
 UNTOLD = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size", "micro_batch_size",
-          "compile", "precision"}  # fields that are not in the label of a comparison
+          "compile", "precision"}  # fields that a label omits or shows in other words
 HEADING = ("pooling", "lr", "head_lr", "steps")
 
 
@@ -106,7 +106,7 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """Returns the lines of the figure for one encoder. Each line is a tuple: label, interval, pair of table rows.
 
     The lines are a heading, the comparisons of CE + SCL with CE, and the means over all settings with the same number
-    of examples. The heading shows the pooling, learning rates and number of steps that most runs of the encoder have.
+    of examples. The heading shows the most frequent pooling, learning rates and number of steps of these comparisons.
     The label of a comparison shows only the hyperparameters whose values differ from those in the heading.
     """
     told = [told_fields(*pair) for pair in pairs]
@@ -249,7 +249,7 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    columns = len(tests) if len(tests) <= 3 else 2  # four checkpoints have two panels per row
+    columns = len(tests) if len(tests) <= 3 else 2  # more than three checkpoints: two panels per row
     rows = math.ceil(len(tests) / columns)
     classes = list(dict.fromkeys(name for _, names, *_ in tests for name in names))
     looks = [{"color": COLOURS[i % 6], "marker": MARKERS[(i + i // 6) % 6]} for i in range(len(classes))]

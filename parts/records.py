@@ -160,7 +160,7 @@ def method_name(record: dict) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path. When the `with` block ends, moves the file or folder at the temporary path to `path`.
+    """Yields a temporary path. When the `with` block ends, replaces `path` by the file or folder at this path.
 
     A process that is killed during writing leaves no incomplete file at `path`.
     """

@@ -121,7 +121,7 @@ def shown(record: dict) -> dict:
 
 
 def compared_fields(records: list[dict]) -> list[str]:
-    """Returns the names of the fields that are columns of a table, with learning rates and steps at the end."""
+    """Returns the names of the fields that a table compares, with learning rates and steps at the end."""
     names = dict.fromkeys(name for record in records for name in record if name in dict(record["setting"]))
     unnamed = ("task", "shots", "shots_per_class", "base_model", "test_checksum", "test_size")
     return ["model", *(name for name in names if name not in unnamed), *ROW[3:]]
@@ -172,7 +172,7 @@ def values(row: Row, name: str) -> np.ndarray:
 
 
 def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
-    """Returns the difference between `row` and `other` for each seed that both table rows have.
+    """Returns a dictionary that maps each seed of both table rows to the difference `row` minus `other`.
 
     Checks that runs with the same seed used the same examples. The argument `splits` lists the splits to check, such as
     "test".

@@ -72,7 +72,7 @@ class Training:
     def start_or_resume(cls, config: dict, model: Model, state: Path) -> "Training":
         """Loads the saved state of this run, or starts at step 1.
 
-        Prints a note if the output folder contains saved training states from other flags.
+        Prints a note about saved states of runs with the same method and seed, but other flags.
         """
         if any_rank(state.is_file(), model.backbone.device):
             training = cls.load(state, model, config)

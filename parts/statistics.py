@@ -25,7 +25,7 @@ def top_three(row: Row) -> tuple[float, float]:
 
 
 def top_three_gain(row: Row, ce: Row) -> float | None:
-    """Returns the difference in mean test accuracy between the top three seeds of `row` and the top three of `ce`.
+    """Returns the mean test accuracy of the top three seeds of `row` minus that of the top three seeds of `ce`.
 
     Returns None if `row` or `ce` has fewer than ten seeds.
     """
@@ -75,7 +75,7 @@ def agree(intervals: list[tuple[float, float, float]]) -> bool:
     """Returns whether the settings agree: all means have the same sign, and all intervals overlap."""
     means, lows, highs = np.array(intervals).T
     has_one_sign = min(means) >= 0 or max(means) <= 0
-    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # also true if an end of an interval is NaN
+    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # ends that are NaN are ignored
     return bool(has_one_sign and overlap)
 
 
@@ -91,7 +91,7 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0
     for task in dict.fromkeys(task for task, _ in gains):
-        sums: dict[int, float] = Counter()  # for each seed, sum of (difference - mean) / n
+        sums: dict[int, float] = Counter()  # for each seed, sum over the settings
         for (other, differences), mean in zip(gains, means, strict=True):
             if other == task:
                 for seed, gain in differences.items():
@@ -137,7 +137,7 @@ EXPLAINED = {
                        "interval. CE has the same learning rates and steps as this row, or is the only row of CE",
     "s.e. of difference (test set)": "standard error of the difference to CE, because the test set is only a sample",
     "paper's gain": "difference between CE + SCL (best of 24 lam and tau) and CE in the paper, for the top 3 seeds",
-    "top 3 minus CE": "difference between the top 3 by validation of this row and the top 3 by validation of CE",
+    "top 3 minus CE": "top 3 by validation of this row minus top 3 by validation of CE, to compare with paper's gain",
     "minus CE on validation [95 %]": "mean difference to CE in validation accuracy. The validation examples also chose "
                                      "the checkpoints",
     "minus clean [95 %]": "mean difference to the same method without noise, paired by seed",
@@ -224,11 +224,10 @@ def summarise(rows: list[dict]) -> list[str]:
         better = (f"{method} is better than CE in {sum(mean > 0 for mean, *_ in intervals)} of {n} settings and in "
                   f"{(pairs > 0).sum()} of {len(pairs)} pairs of runs with the same seed.")
         if n == 2 and not agree(intervals):
-            lines.append(f"The results of the two settings disagree, so no mean is given. "
-                         f"{better}")
+            lines.append(f"The results of the two settings disagree, so no mean is given. {better}")
             continue
         mean = pooled([(row["task"], row["gained"]) for row in of_method])
-        lines.append(f"The mean difference between {method} and CE over {n} settings is {difference(*mean)} points. "
+        lines.append(f"The mean difference between {method} and CE over {n} settings, in points: {difference(*mean)}. "
                      f"{better}")
         if n > 2 and not np.isnan(mean[1]):
             effect, new, i2 = random_effects(settings)

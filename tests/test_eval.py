@@ -199,7 +199,7 @@ def test_the_closing_line_weighs_settings_equally_and_counts_those_ahead(tmp_pat
     line, random_effects = closing_lines(capsys, write(tmp_path, *few, *many, *pairs([-0.01, 0.02, 0.0, 0.01, 0.03],
                                                                                      shots=1000)))
     # The mean differences of the settings are 2.0, 0.3 and 1.0.
-    assert line.startswith("The mean difference between CE + SCL (0.9, 0.3) and CE over 3 settings is +1.1 [")
+    assert line.startswith("The mean difference between CE + SCL (0.9, 0.3) and CE over 3 settings, in points: +1.1 [")
     assert line.endswith("better than CE in 3 of 3 settings and in 12 of 20 pairs of runs with the same seed.")
     assert "and CE is +1." in random_effects and "prediction interval for a new setting is [" in random_effects
     assert random_effects.endswith("I2 is 0 %.")
@@ -208,7 +208,7 @@ def test_the_closing_line_weighs_settings_equally_and_counts_those_ahead(tmp_pat
 def test_the_closing_line_has_no_interval_with_few_seeds(tmp_path, capsys):
     file = write(tmp_path, *pairs([0.02, 0.01, 0.03, 0.02]), *pairs([0.02, 0.0, 0.01, 0.01], shots=100))
     (line,) = closing_lines(capsys, file)
-    assert "over 2 settings is +1.5 (no interval) points. CE + SCL" in line
+    assert "over 2 settings, in points: +1.5 (no interval). CE + SCL" in line
 
 
 @pytest.mark.parametrize("gains", [(0.089, -0.001), (0.089, 0.01)])
@@ -281,7 +281,7 @@ def test_the_closing_line_of_the_few_shot_records(tmp_path, capsys):
     records += [r for r in read_records(RESULTS / "chosen-steps" / "results.jsonl") if not r["ce_temperature"]]
     assert status("table", write(tmp_path, *records)) == 0
     told = capsys.readouterr().out
-    assert "over 9 settings is +1.5 [+0.9, +2.1]" in told and "9 of 9 settings and in 57 of 75 pairs" in told
+    assert "over 9 settings, in points: +1.5 [+0.9, +2.1]" in told and "9 of 9 settings and in 57 of 75 pairs" in told
 
 
 # ------------------------------------------------------------ invalid records
