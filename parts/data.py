@@ -147,7 +147,9 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
 
 
 def add_noise(split: Split, kind: str, level: float, num_classes: int, seed: int) -> Split:
-    """Changes a fraction `level` of the labels, or drops or swaps a fraction `level` of the words of each text.
+    """Adds noise. With label noise, a fraction `level` of the labels is changed.
+
+    With word noise, a fraction `level` of the words of each text is dropped or swapped.
 
     Prints a message if the noise changes no label and no word.
     """

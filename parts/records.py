@@ -140,7 +140,7 @@ def open_results(out: Path) -> None:
 
 
 def append_record(file: Path, record: dict) -> None:
-    """Appends a record, unless the file has a record of the same run. An incomplete last line gets a line break."""
+    """Appends a record, unless the file has a record of the same run. If the last line has no line break, adds one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b") as results:
         fcntl.flock(results, fcntl.LOCK_EX)
@@ -160,7 +160,7 @@ def method_name(record: dict) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path. When the `with` block ends, replaces `path` by the file or folder at this path.
+    """Yields a temporary path. When the `with` block ends, `path` is replaced by the file or folder written there.
 
     A process that is killed during writing leaves no incomplete file at `path`.
     """

@@ -17,7 +17,7 @@ from parts.errors import UserError, explain_errors
 from parts.records import ARM_AND_SEED, base_model, method_name, read_records
 from parts.tasks import TASKS
 
-# All fields of a record are part of the setting, except those in NOT_SETTING. So a new flag is part of the setting.
+# All fields of a record belong to the setting, except those in NOT_SETTING. So the field of a new flag belongs to it.
 RESULTS = ("run", "arm", "ce", "scl", "scl_lowest", "scl_collapsed", "best_step", "validation_accuracy",
            "validation_accuracies", "test_accuracy", "test_macro_f1", "test_mcc", "test_correct", "seconds")
 ROW = ("lam", "tau", "ce_temperature", "lr", "head_lr", "steps", "eval_every")

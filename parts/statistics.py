@@ -41,7 +41,7 @@ def t_interval(differences: dict[int, float]) -> tuple[float, float, float]:
 
 
 def test_set_error(row: Row, other: Row) -> float | None:
-    """Returns the standard error of the mean difference between two table rows, for a random test set of this size.
+    """Returns the standard error of the mean difference between two table rows that comes from the small test set.
 
     Returns None if a record does not say which predictions are correct.
     """
