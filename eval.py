@@ -134,7 +134,8 @@ def read_checkpoint(folder: str) -> dict:
     return complete(record, "RUN", str(file), LIMITS)
 
 
-def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None, check: bool = False):
+def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None,
+                   check: bool = False):  # fmt: skip
     """Returns the output of a checkpoint: class logits (N, C), in the order of `names`, and features (N, D).
 
     If `check` is true, rejects a tokenizer that turns at least half of the tokens into the unknown token.
@@ -163,8 +164,8 @@ def answer(folder: str, record: dict, names: tuple[str, ...], split: Split, devi
 def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the checkpoint's class names in the order of the task's classes.
 
-    Matches the classes of the task and the checkpoint by name. If the task has only class numbers, matches the classes
-    by number, and prints which class name each number stands for.
+    Matches the classes of the task and the checkpoint by name. If the task has numbers and the checkpoint has words,
+    matches the classes by number. If the task has numbers, prints which class name each number stands for.
     """
     from parts.pretrained import match_classes, saved_classes
 
@@ -183,7 +184,7 @@ def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str
     return names
 
 
-def test_set(folder: str, args: argparse.Namespace):
+def evaluate(folder: str, args: argparse.Namespace):
     """Evaluates a checkpoint on the test set of the checkpoint's own task, or on the test set of --task.
 
     Returns five values: the record, and the class names, labels, class logits and features of the test set.
@@ -197,7 +198,7 @@ def test_set(folder: str, args: argparse.Namespace):
         raise UserError(f"argument RUN: {folder} was tested on other data than {task} has now; give --task or "
                         "--data-dir")
     names = data.label_names if is_its_own else assign_classes(folder, task, data.label_names)
-    class_logits, features = answer(folder, record, names, data.test, args.device, check=True)
+    class_logits, features = run_checkpoint(folder, record, names, data.test, args.device, check=True)
     accuracy, recorded = np.mean(class_logits.argmax(axis=1) == data.test.labels), record.get("test_accuracy")
     if is_its_own and isinstance(recorded, float) and abs(accuracy - recorded) > 1e-9:
         print(f"{one_line(folder)}: the accuracy is {accuracy:.4f}, but the record has {recorded:.4f}; the device, a "
@@ -205,9 +206,9 @@ def test_set(folder: str, args: argparse.Namespace):
     return record | {"task": task}, names, data.test.labels, class_logits, features
 
 
-def test_sets(args: argparse.Namespace) -> tuple[list[tuple], list[str]]:
-    """Returns two lists: the result of `test_set` for each run, and the names of the fields in which records differ."""
-    tests = [test_set(folder, args) for folder in args.runs]
+def evaluate_all(args: argparse.Namespace) -> tuple[list[tuple], list[str]]:
+    """Returns two lists: the result of `evaluate` for each run, and the names of the fields in which records differ."""
+    tests = [evaluate(folder, args) for folder in args.runs]
     records = [shown(record) for record, *_ in tests]
     return tests, [name for name in compared_fields(records) if len({str(record.get(name)) for record in records}) > 1]
 
@@ -215,7 +216,7 @@ def test_sets(args: argparse.Namespace) -> tuple[list[tuple], list[str]]:
 def score(args: argparse.Namespace) -> None:
     from sklearn.metrics import confusion_matrix
 
-    tests, differing = test_sets(args)
+    tests, differing = evaluate_all(args)
     rows, arms = [], dict[tuple, list]()
     for record, _, labels, class_logits, features in tests:
         told = [shown(record).get(name) for name in differing]
@@ -257,7 +258,7 @@ def measure(labels: np.ndarray, predicted: np.ndarray, features: np.ndarray) -> 
 def tsne(args: argparse.Namespace) -> None:
     from parts.pictures import draw_tsne
 
-    draw_tsne(*test_sets(args), args.output)
+    draw_tsne(*evaluate_all(args), args.output)
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -272,7 +273,7 @@ def predict(args: argparse.Namespace) -> None:
             raise UserError(f"argument FILE: {args.file}, text {number}: this model expects {expected} text(s) per "
                             f"example, got {len(row)}")
     names = saved_classes(args.run)
-    class_logits, _ = answer(args.run, record, names, Split(rows, np.zeros(len(rows), dtype=int)), args.device)
+    class_logits, _ = run_checkpoint(args.run, record, names, Split(rows, np.zeros(len(rows), dtype=int)), args.device)
     for probabilities in softmax(class_logits, axis=1):
         best = probabilities.argmax()
         print(f"{one_line(names[best])}\t{probabilities[best]:.4f}")

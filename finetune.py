@@ -118,7 +118,7 @@ if __name__ == "__main__":
     parse_args()  # a wrong flag ends the program here, before torch is imported
     with contextlib.suppress(ValueError):  # raised outside the main thread
         # Ctrl-C during the imports prints a line instead of a traceback.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))
+        signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ COMMIT = records.git_commit()  # read at the start, because the repository may c
 # ------------------------------------------------------------ the training loop and the functions it calls
 
 
-def fit(training: Training, train: Split, validation: Split, state: Path | None = None,
+def fit(training: Training, train: Split, validation: Split, state_file: Path | None = None,
         save_every: int | None = None) -> None:  # fmt: skip
     """Trains for all steps, then restores the weights with the best validation accuracy (in a tie, the latest).
 
@@ -148,18 +148,18 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
     step.
     """
     config, first, last = training.config, training.step + 1, training.config["steps"]
-    order = batches(train.labels, config["batch_size"], config["sampler"], config["seed"])
-    order = itertools.islice(order, training.step, None)  # a resumed run skips its finished steps
+    all_batches = batches(train.labels, config["batch_size"], config["sampler"], config["seed"])
+    remaining = itertools.islice(all_batches, training.step, None)  # a resumed run skips its finished steps
     bar = tqdm(range(first, last + 1), config["run"], last, initial=first - 1, disable=rank() > 0 or None, leave=False)
     for step in bar:
         training.step = step
         training.model.train(not training.classifier_only)  # a frozen encoder runs without dropout
-        shares = np.split(next(order), world_size())
+        shares = np.split(next(remaining), world_size())
         batch = train.take(shares[rank()])  # each rank trains on its share of the batch
 
         # forward and backward
-        if (config["micro_batch_size"] or len(batch)) < len(batch):
-            losses = cached_backward(training, batch, config["micro_batch_size"])
+        if (size := config["micro_batch_size"]) and size < len(batch):
+            losses = cached_backward(training, batch, size)
         else:
             class_logits, features = forward(training, batch.texts)  # (B, C), (B, D)
             losses = objective(training, class_logits, features, batch.labels)
@@ -176,14 +176,15 @@ def fit(training: Training, train: Split, validation: Split, state: Path | None 
         if step % config["eval_every"] == 0 or step == last:
             bar.write(validate(training, validation))
         if save_every and step % save_every == 0 and rank() == 0:
-            training.save(state)
+            training.save(state_file)
     training.restore_best()
 
 
 def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[np.ndarray]:
     """Yields batches forever. A batch is an array with the indices of its examples. Each epoch has a new random order.
 
-    Drops the last examples of an epoch if they do not fill a batch. A training set smaller than `size` is one batch.
+    Drops the last examples of an epoch if they do not fill a batch. With the sampler "balanced", each batch is drawn
+    independently of the other batches. A training set smaller than `size` is one batch.
     """
     rng = np.random.default_rng(seed)
     n, size = len(labels), min(size, len(labels))
@@ -200,13 +201,13 @@ def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[
                 yield np.concatenate([pairs, others[~np.isin(others, pairs)]])[:size]
 
 
-def forward(training: Training, texts: list[tuple[str, ...]], micro_batch: int = 0) -> tuple[Tensor, Tensor]:
+def forward(training: Training, texts: list[tuple[str, ...]], index: int = 0) -> tuple[Tensor, Tensor]:
     """Returns the class logits (B, C) and features (B, D) of the texts of a batch or a micro-batch.
 
-    The dropout mask depends only on the seed, the step, the rank and the number of the micro-batch. So a second
+    The dropout mask depends only on the seed, the step, the rank and the index of the micro-batch. So a second
     forward pass has the same dropout mask, and a resumed run has the same dropout masks as an uninterrupted run.
     """
-    key = np.random.SeedSequence((training.config["seed"], training.step, rank(), micro_batch))
+    key = np.random.SeedSequence((training.config["seed"], training.step, rank(), index))
     tokens = training.model.tokenize(texts)
     torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
     with autocast(training.device, training.config["precision"]):
@@ -216,11 +217,11 @@ def forward(training: Training, texts: list[tuple[str, ...]], micro_batch: int =
 def objective(training: Training, class_logits: Tensor, features: Tensor, labels: np.ndarray) -> dict[str, Tensor]:
     """Returns the loss (Eq. 1) and the terms of the loss for the batch of all ranks.
 
-    `ce_scl_loss` in scl.py computes the same loss. If you change the loss, choose a new --out, because
-    finetune.py skips finished runs with the same flags.
+    `ce_scl_loss` in scl.py computes the same loss. This function also returns the terms, which `validate` prints. If
+    you change the loss, choose a new --out, because finetune.py skips finished runs with the same flags.
     """
-    own = class_logits.float(), features.float(), torch.from_numpy(labels).to(training.device)
-    class_logits, features, targets = gather_batch(*own)
+    share = class_logits.float(), features.float(), torch.from_numpy(labels).to(training.device)
+    class_logits, features, targets = gather_batch(*share)  # of all ranks: (N, C), (N, D), (N,)
     ce = F.cross_entropy(class_logits, targets)  # Eq. 2
     if training.lam == 0:
         return {"loss": ce, "ce": ce}
@@ -241,33 +242,33 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
     """
     micro_batches = [batch.texts[start : start + size] for start in range(0, len(batch), size)]
     with torch.no_grad():
-        outputs = [forward(training, texts, i) for i, texts in enumerate(micro_batches)]
-    whole_batch = [torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)]  # (B, C), (B, D)
-    losses = objective(training, *whole_batch, batch.labels)
-    gradients = torch.autograd.grad(training.scaler.scale(losses["loss"]), whole_batch, materialize_grads=True)
+        parts = [forward(training, texts, i) for i, texts in enumerate(micro_batches)]
+    outputs = [torch.cat(column).requires_grad_() for column in zip(*parts, strict=True)]  # (B, C), (B, D)
+    losses = objective(training, *outputs, batch.labels)
+    gradients = torch.autograd.grad(training.scaler.scale(losses["loss"]), outputs, materialize_grads=True)
     cached = zip(*(gradient.split(size) for gradient in gradients), strict=True)
     for i, (texts, output_gradients) in enumerate(zip(micro_batches, cached, strict=True)):
         # DistributedDataParallel must average the gradients over the ranks only once, after the last micro-batch.
         wait = world_size() > 1 and i + 1 < len(micro_batches)
         with training.network.no_sync() if wait else contextlib.nullcontext():
-            outputs = forward(training, texts, i)
-            # A frozen encoder has no graph, so only the class logits are backpropagated.
-            pairs = [pair for pair in zip(outputs, output_gradients, strict=True) if pair[0].requires_grad]
-            torch.autograd.backward(*zip(*pairs, strict=True))
+            part = forward(training, texts, i)
+            # The gradient of `surrogate` with respect to the outputs is the cached gradient.
+            surrogate = sum((output * gradient).sum() for output, gradient in zip(part, output_gradients, strict=True))
+            surrogate.backward()
     return losses
 
 
 def validate(training: Training, validation: Split) -> str:
     """Averages the losses since the last validation, computes the validation accuracy, and returns a line to print."""
-    losses = training.mean_losses()
-    if not math.isfinite(losses.pop("loss")):
+    means = training.mean_losses()
+    if not math.isfinite(means["loss"]):
         raise Diverged("the loss is not finite")
     training.losses = []
-    training.result |= losses
-    line = f"step {training.step}/{training.config['steps']}  ce {losses['ce']:.3f}"
+    training.result |= {name: mean for name, mean in means.items() if name != "loss"}
+    line = f"step {training.step}/{training.config['steps']}  ce {means['ce']:.3f}"
     if training.lam:
-        line += "  scl {scl:.3f} (lowest {scl_lowest:.3f}, collapsed {scl_collapsed:.3f})".format(**losses)
-        if losses["scl_collapsed"] == 0:
+        line += "  scl {scl:.3f} (lowest {scl_lowest:.3f}, collapsed {scl_collapsed:.3f})".format(**means)
+        if means["scl_collapsed"] == 0:
             line += ": no batch of three or more examples had two examples of one class"
     if training.lam == 1:
         return line
@@ -288,15 +289,15 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: 
     With lam = 1, a second stage trains only the classifier, with cross-entropy on frozen features.
     """
     train, validation, test = splits
-    folder, state = out / config["run"], out / f"{config['run']}.state.pt"
-    training = Training.start_or_resume(config, model, state)
+    folder, state_file = out / config["run"], out / f"{config['run']}.state.pt"
+    training = Training.start_or_resume(config, model, state_file)
     try:
-        fit(training, train, validation, state, save_every)
+        fit(training, train, validation, state_file, save_every)
         if config["lam"] == 1 and not training.classifier_only:
             print("lam 1: SCL did not train the classifier; a second stage trains the classifier on frozen features")
             first_stage, training = training, Training(model, config, classifier_only=True)
             training.started, training.result = first_stage.started, first_stage.result
-            fit(training, train, validation, state, save_every)
+            fit(training, train, validation, state_file, save_every)
         if not any(moments["step"] > 0 for moments in training.optimizer.state.values()):
             raise Diverged("every gradient overflowed in fp16, so no step changed a weight")
     except Diverged as diverged:
@@ -306,7 +307,7 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: 
             save_checkpoint(folder, model, config | training.result)
             message += f"; the checkpoint in {folder} is from step {training.result['best_step']}, the best step"
         if rank() == 0:
-            records.remove(state)  # a resumed run would diverge again
+            records.remove(state_file)  # a resumed run would diverge again
         raise Diverged(message) from None
 
     predicted = predict(model, test, config["precision"])[0].argmax(axis=1)
@@ -319,7 +320,7 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: 
         if keep:
             save_checkpoint(folder, model, record)
         records.append_record(out / "results.jsonl", record)
-        records.remove(state)
+        records.remove(state_file)
     return record
 
 
@@ -335,14 +336,15 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
     if args.pooling == "cls" and pretrained.was_trained_with_mean(source):
         print(f"note: {args.model} was trained with mean pooling; also try --pooling mean", file=sys.stderr)
 
-    settings = dict.fromkeys((lam, tau if lam else None, lr) for lam in args.lam for tau in args.tau for lr in args.lr)
+    combinations = itertools.product(args.lam, args.tau, args.lr)
+    combinations = dict.fromkeys((lam, tau if lam else None, lr) for lam, tau, lr in combinations)  # without duplicates
     seeds, out = dict.fromkeys(args.seed), Path(args.out)
     records.read_records(out / "results.jsonl")  # prints a message for each line that is not a record
-    total, failures, durations = len(settings) * len(seeds), [], []
+    total, failures, durations = len(combinations) * len(seeds), [], []
     for i, seed in enumerate(seeds):
         splits = draw_splits(args, data, seed, device)
         warnings = pretrained.check_vocabulary(tokenizer, splits[0].texts, source)
-        for current, (lam, tau, lr) in enumerate(settings, start=i * len(settings) + 1):
+        for current, (lam, tau, lr) in enumerate(combinations, start=i * len(combinations) + 1):
             config = records.configure(args, lam, tau, lr, seed, splits, tokenizer.model_max_length, world_size())
             print(f"\nrun {current} of {total}: {config['run']}{records.time_left(durations, total - current + 1)}")
             if not args.dry_run and skip_finished(config, out, splits[2], data.label_names, device):
@@ -359,7 +361,7 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
             try:
                 record = run(config, model, splits, out, keep, args.save_every)
             except Diverged as diverged:
-                print(f"{diverged}")
+                print(diverged)
                 failures.append(str(diverged))
                 continue
             durations.append(record["seconds"])
@@ -379,10 +381,6 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
         train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
     elif args.noise in ("label", "word"):
         train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
-    size = min(args.batch_size, len(train))
-    if size % world_size():
-        raise UserError(f"argument --batch-size: expected a multiple of {world_size()}, one share for each process, "
-                        f"got {size}" + (" (all training examples)" if size < args.batch_size else ""))
     return train, validation, test
 
 

@@ -62,7 +62,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
             num_positives = positives.sum(dim=1)  # (N,)
             losses = -(positives * log_prob).sum(dim=1) / num_positives.clamp(min=1)  # (N,), 0 without positives
         else:
-            losses, num_positives = _Blocks.apply(z / temperature**0.5, labels, chunk_size or 512)  # same values
+            losses, num_positives = _Blocks.apply(z / temperature**0.5, labels, chunk_size or 512)  # less memory
 
         if reduction == "mean":
             return losses.sum() / (num_positives > 0).sum().clamp(min=1)
@@ -83,7 +83,7 @@ class _Blocks(torch.autograd.Function):
     The loss of anchor i is l_i - mean_{j in P(i)} s_ij.
     The derivative of loss_i with respect to s_ij is softmax minus target: exp(s_ij - l_i) - [j in P(i)] / |P(i)|.
     Both loss_i and loss_j depend on s_ij = s_ji. So W_ij = dL/ds_ij = g_i dloss_i/ds_ij + g_j dloss_j/ds_ij, which is
-        g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i + g_j) / |P(i)|.
+        g_i exp(s_ij - l_i) + g_j exp(s_ij - l_j) - [j in P(i)] (g_i / |P(i)| + g_j / |P(j)|).
     Row i of W needs only row i of s. The gradient dL/du_i is sum_j W_ij u_j.
     """
 

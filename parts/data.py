@@ -82,9 +82,9 @@ def allot(sizes: np.ndarray, n: int, leave: int = 0) -> np.ndarray:
     classes = np.repeat(np.arange(len(sizes)), available)  # class of each example that may be drawn
     earlier = np.concatenate([np.arange(size) for size in available])  # number of earlier examples of the same class
     quotas = sizes * n / max(sizes.sum(), 1)
-    claims = quotas[classes] - earlier + n * (earlier == 0)
-    served = np.argsort(-claims, kind="stable")[:n]
-    return np.bincount(classes[served], minlength=len(sizes))
+    priority = quotas[classes] - earlier + n * (earlier == 0)
+    drawn = np.argsort(-priority, kind="stable")[:n]
+    return np.bincount(classes[drawn], minlength=len(sizes))
 
 
 def separate(train: Split, validation: Split | None, test: Split, few_shot: bool) -> tuple[Split, Split | None, Split]:

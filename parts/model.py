@@ -24,9 +24,10 @@ EVAL_BATCH = 64
 class Model(nn.Module):
     """Combines an encoder, a tokenizer and a classifier. SCL contrasts the features that the classifier reads.
 
-    With cls pooling, the classifier is part of `backbone`. The features are the last hidden layer at the first token.
-    With mean pooling, the features are the mean of the last hidden layer over all tokens that are not padding. The
-    classifier is the linear layer `head`. With `ce_temperature` T, `head` reads l2-normalised features divided by T.
+    With cls pooling, the features are the last hidden layer at the first token. The classifier is part of `backbone`.
+    With mean pooling, the features are the mean of the last hidden layer over all tokens that are not padding, and the
+    classifier is the linear layer `head`. With `ce_temperature` T, the classifier is always `head`, which reads
+    l2-normalised features divided by T.
     """
 
     def __init__(self, backbone: transformers.PreTrainedModel, tokenizer, head: nn.Linear | None = None,
@@ -44,13 +45,13 @@ class Model(nn.Module):
 
     def forward(self, **tokens: Tensor) -> tuple[Tensor, Tensor]:
         output = self.backbone(**tokens)
-        if self.head is None:
-            return output.logits, self.hidden[:, 0]  # (N, C), (N, D)
         if self.pooling == "cls":
-            features = self.hidden[:, 0]
+            features = self.hidden[:, 0]  # (N, D)
         else:
             mask = tokens["attention_mask"][..., None]  # (N, T, 1)
-            features = (self.hidden * mask).sum(dim=1) / mask.sum(dim=1)
+            features = (self.hidden * mask).sum(dim=1) / mask.sum(dim=1)  # (N, D)
+        if self.head is None:
+            return output.logits, features  # (N, C), (N, D)
         scaled = F.normalize(features, dim=1) / self.ce_temperature if self.ce_temperature else features
         return self.head(scaled), features
 

@@ -87,7 +87,7 @@ def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> li
     files are missing.
     """
     texts = texts[:300]
-    pairs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]
+    inputs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]
     words = tokenizer([" ".join(row) for row in texts], add_special_tokens=False)["input_ids"]
     tokens = [token for row in words for token in row]
     known = sum(token != tokenizer.unk_token_id for token in tokens)
@@ -96,11 +96,11 @@ def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> li
                         "texts; expected tokenizer files in the folder, for this language")
     warnings = []
     limit = tokenizer.model_max_length
-    if truncated := sum(len(row) > limit for row in pairs):
+    if truncated := sum(len(row) > limit for row in inputs):
         warnings.append(f"{truncated} of {len(texts)} training texts have more than {limit} tokens; the model does not "
                         "see the rest (--max-length)")
-    if (unknown := 1 - known / len(tokens)) > 0.03:
-        warnings.append(f"{unknown:.0%} of the tokens are unknown to this tokenizer")
+    if (unknown_share := 1 - known / len(tokens)) > 0.03:
+        warnings.append(f"{unknown_share:.0%} of the tokens are unknown to this tokenizer")
     return warnings
 
 
@@ -128,12 +128,12 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
         is_trained = load_head(source, head, pooling, ce_temperature)
     else:
         is_trained = source != "demo" and not new_weights
-    rows = match_classes(saved_names, label_names)
-    if is_trained and rows:
-        reorder(model.last_layer(), rows)
+    order = match_classes(saved_names, label_names)
+    if is_trained and order:
+        reorder(model.last_layer(), order)
+        model.classifier_is_new = False
     elif is_trained:
         model.last_layer().reset_parameters()
-    model.classifier_is_new = not (is_trained and rows)
 
     check_weights(model, source)
     return model
@@ -207,10 +207,10 @@ def match_classes(saved: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] 
 
 
 @torch.no_grad()
-def reorder(layer: nn.Linear, rows: list[int]) -> None:
-    layer.weight.copy_(layer.weight[rows])
+def reorder(layer: nn.Linear, order: list[int]) -> None:
+    layer.weight.copy_(layer.weight[order])
     if layer.bias is not None:
-        layer.bias.copy_(layer.bias[rows])
+        layer.bias.copy_(layer.bias[order])
 
 
 def check_weights(model: Model, source: str) -> None:

@@ -51,7 +51,7 @@ def pick_device(name: str | None = None) -> torch.device:
     name = f"cuda:{local_rank}" if name == "cuda" and local_rank else name
     with explain_errors("--device", name, "cpu, or a device that torch sees"):
         device = torch.empty(1, device=name).device
-        autocast(device, "fp32")
+        autocast(device, "fp32")  # raises an error if the device has no autocast
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

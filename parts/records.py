@@ -27,6 +27,10 @@ def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, 
               splits: tuple[Split, ...], max_length: int, processes: int) -> dict:  # fmt: skip
     """Returns all values that define a run, including defaults. The run's name ends with a digest of all values."""
     train_size = len(splits[0])
+    batch_size = min(args.batch_size, train_size)
+    if batch_size % processes:
+        raise UserError(f"argument --batch-size: expected a multiple of {processes}, one share for each process, "
+                        f"got {batch_size}" + (" (all training examples)" if batch_size < args.batch_size else ""))
     per_epoch = max(1, train_size // args.batch_size)
     steps_by_epochs = math.ceil(args.epochs * per_epoch) if args.epochs else max(10 * per_epoch, 200)
     steps = args.max_steps or steps_by_epochs

@@ -129,13 +129,13 @@ def compared_fields(records: list[dict]) -> list[str]:
 
 def papers_gain(record: dict) -> float | None:
     """Returns the gain of CE + SCL over CE in the paper, in percentage points, or None if the paper has no result."""
-    is_its_method = tuple(record[name] for name in ROW[:3]) == CE_SCL
-    is_like_it = record.get("batch_size") == 16 and record["noise"] in (None, "backtranslation")
+    is_papers_method = tuple(record[name] for name in ROW[:3]) == CE_SCL
+    is_papers_setup = record.get("batch_size") == 16 and record["noise"] in (None, "backtranslation")
     is_from_sst2 = is_transfer(record) and Path(record["base_model"]).name.startswith("sst2-")
-    if not is_its_method or not is_like_it or is_from_sst2 != bool(record["shots_per_class"]):
+    if not is_papers_method or not is_papers_setup or is_from_sst2 != bool(record["shots_per_class"]):
         return None
     ce, ce_scl = PAPER.get((record["task"], record["size"], record["noise_level"]), (None, None))
-    return ce and ce_scl - ce
+    return None if ce is None else ce_scl - ce
 
 
 def is_transfer(record: dict) -> bool:
@@ -155,13 +155,14 @@ def first(row: Row) -> dict:
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
     """Returns the table row of `method` that has the same learning rates and number of steps as the record.
 
-    If the method has only one table row, returns this row in any case. If no row can be chosen, returns an empty
-    dictionary. For lam = 1, ignores head_lr, because only the second stage uses head_lr.
+    If several table rows match, `eval_every` must be equal, too. If no table row matches, returns the method's only
+    table row, or an empty dictionary if the method has several table rows. For lam = 1, ignores head_lr, because only
+    the second stage uses head_lr.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
     candidates = [row for key, row in rows.items() if key[:3] == method]
-    for same in ([*names, "eval_every"], names, []):
-        matching = [row for row in candidates if all(first(row)[name] == record[name] for name in same)]
+    for fields in ([*names, "eval_every"], names, []):
+        matching = [row for row in candidates if all(first(row)[name] == record[name] for name in fields)]
         if len(matching) == 1:
             return matching[0]
     return {}

@@ -17,7 +17,7 @@ from parts.records import atomic_write
 
 
 class Diverged(Exception):
-    """Reports that the loss became NaN or infinite. This exception ends the run, but not a sweep of runs."""
+    """Reports that loss or class logits became NaN or infinite, or that no step changed a weight. A sweep continues."""
 
 
 class Training:
@@ -26,12 +26,12 @@ class Training:
     def __init__(self, model: Model, config: dict, classifier_only: bool = False):
         self.model, self.config, self.classifier_only = model, config, classifier_only
         self.device = model.backbone.device
-        self.lam, self.tau = (0.0 if classifier_only else config["lam"]), config["tau"]
+        self.lam, self.tau = (0.0 if classifier_only else config["lam"]), config["tau"]  # the second stage is CE
         self.optimizer = make_optimizer(model, config, classifier_only)
         warmup_steps = min(round(config["warmup_ratio"] * config["steps"]), config["steps"] - 1)
         self.schedule = transformers.get_linear_schedule_with_warmup(self.optimizer, warmup_steps, config["steps"])
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
-        self.network = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
+        self.network = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model  # shares the weights
         if config["compile"]:
             self.network = torch.compile(self.network, dynamic=True)
         self.step = 0  # number of the current step; the first step is 1
@@ -69,16 +69,16 @@ class Training:
             torch.save({"modules": modules, "plain": plain, "seconds": seconds}, opened)
 
     @classmethod
-    def start_or_resume(cls, config: dict, model: Model, state: Path) -> "Training":
+    def start_or_resume(cls, config: dict, model: Model, state_file: Path) -> "Training":
         """Loads the saved state of this run, or starts at step 1.
 
         Prints a note about saved states of runs with the same method and seed, but other flags.
         """
-        if any_rank(state.is_file(), model.backbone.device):
-            training = cls.load(state, model, config)
-            print(f"resuming after step {training.step}, from {state}")
+        if any_rank(state_file.is_file(), model.backbone.device):
+            training = cls.load(state_file, model, config)
+            print(f"resuming after step {training.step}, from {state_file}")
             return training
-        same_arm_and_seed = glob.escape(str(state.parent / f"{config['arm']}-seed{config['seed']}-"))
+        same_arm_and_seed = glob.escape(str(state_file.parent / f"{config['arm']}-seed{config['seed']}-"))
         for other in glob.glob(f"{same_arm_and_seed}*.state.pt"):
             print(f"note: {other} is the saved state of a run with other flags; this run starts at step 1",
                   file=sys.stderr)
@@ -101,10 +101,10 @@ class Training:
 
 
 def make_optimizer(model: Model, config: dict, classifier_only: bool) -> torch.optim.Optimizer:
-    """Returns AdamW with fairseq's settings for GLUE. The classifier has its own learning rate, `head_lr`.
+    """Returns AdamW with fairseq's settings for GLUE. Freezes the encoder if `classifier_only` is true (second stage).
 
-    Biases and layer norms have no weight decay. With lam = 1, the first stage does not train the classifier, so the
-    first stage has no weight decay for the classifier. In the second stage (`classifier_only`), the encoder is frozen.
+    The classifier has its own learning rate, `head_lr`. Biases and layer norms have no weight decay. With lam = 1, the
+    first stage does not train the classifier, so the first stage has no weight decay for the classifier.
     """
     classifier, groups = model.classifier_names(), dict[tuple[float, float], dict]()
     for name, parameter in model.named_parameters():

@@ -159,22 +159,22 @@ def spread(numbers: np.ndarray, digits: int) -> str:
     return f"{mean} ± {np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else mean
 
 
-def interval(low: float, high: float) -> str:
+def interval_text(low: float, high: float) -> str:
     return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def difference(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:+.1f} {'(no interval)' if np.isnan(low) else interval(low, high)}"
+    return f"{100 * mean:+.1f} {'(no interval)' if np.isnan(low) else interval_text(low, high)}"
 
 
 def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
     """Returns the cells of a table row. `ce` is the row of CE, and `clean` is the row of the method without noise."""
     record, n, test = shown(first(row)), len(row), values(row, "test_accuracy")
-    gained = paired_differences(row, ce, "train", "validation", "test")
+    minus_ce = paired_differences(row, ce, "train", "validation", "test")
     on_validation = paired_differences(row, ce, measure="validation_accuracy")
-    lost = paired_differences(row, clean, "validation", "test")
-    papers = record["papers_gain"] if ce else None
-    top = None if papers is None else top_three_gain(row, ce)
+    minus_clean = paired_differences(row, clean, "validation", "test")
+    papers_gain = record["papers_gain"] if ce else None
+    top = None if papers_gain is None else top_three_gain(row, ce)
     error = test_set_error(row, ce)
     return record | {
         "shots": record["size"],
@@ -182,16 +182,16 @@ def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
         "validation": percent(values(row, "validation_accuracy").mean()) if is_one_of_several else None,
         "all seeds": spread(100 * test, 1),
         "top 3 by validation": percent(*top_three(row)) if n >= 10 else None,
-        "minus CE [95 %]": difference(*t_interval(gained)) if gained else None,
+        "minus CE [95 %]": difference(*t_interval(minus_ce)) if minus_ce else None,
         "s.e. of difference (test set)": None if error is None else percent(error),
-        "paper's gain": None if papers is None else f"{papers:+.1f}",
+        "paper's gain": None if papers_gain is None else f"{papers_gain:+.1f}",
         "top 3 minus CE": None if top is None else f"{100 * top:+.1f}",
-        "minus CE on validation [95 %]": difference(*t_interval(on_validation)) if gained else None,
-        "minus clean [95 %]": difference(*t_interval(lost)) if lost else None,
+        "minus CE on validation [95 %]": difference(*t_interval(on_validation)) if minus_ce else None,
+        "minus clean [95 %]": difference(*t_interval(minus_clean)) if minus_clean else None,
         "s.e. of accuracy (test set)": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
-        "note": f"{len(gained)} pairs" if ce and len(gained) < max(n, len(ce)) else None,
+        "note": f"{len(minus_ce)} pairs" if ce and len(minus_ce) < max(n, len(ce)) else None,
         "seeds": ", ".join(f"{seed}: {percent(row[seed]['test_accuracy'])}" for seed in sorted(row)),
-        "gained": gained,
+        "minus_ce": minus_ce,
         "is_one_of_several": is_one_of_several,
     }  # fmt: skip
 
@@ -213,10 +213,10 @@ def summarise(rows: list[dict]) -> list[str]:
     """Returns the summary lines below a table: for each method, the mean difference to CE over all settings."""
     lines, of_methods = [], dict[str, list[dict]]()
     for row in rows:
-        if row["gained"] and not row["is_one_of_several"]:
+        if row["minus_ce"] and not row["is_one_of_several"]:
             of_methods.setdefault(row["method"], []).append(row)
     for method, of_method in of_methods.items():
-        settings = [row["gained"] for row in of_method]
+        settings = [row["minus_ce"] for row in of_method]
         if len(settings) == 1:
             continue
         pairs, n = np.concatenate([list(differences.values()) for differences in settings]), len(settings)
@@ -226,12 +226,12 @@ def summarise(rows: list[dict]) -> list[str]:
         if n == 2 and not agree(intervals):
             lines.append(f"The results of the two settings disagree, so no mean is given. {better}")
             continue
-        mean = pooled([(row["task"], row["gained"]) for row in of_method])
+        mean = pooled([(row["task"], row["minus_ce"]) for row in of_method])
         lines.append(f"The mean difference between {method} and CE over {n} settings, in points: {difference(*mean)}. "
                      f"{better}")
         if n > 2 and not np.isnan(mean[1]):
             effect, new, i2 = random_effects(settings)
             lines.append(f"With random effects, the mean difference between {method} and CE is {difference(*effect)} "
-                         f"points. The 95 % prediction interval for a new setting is {interval(*new)}. I2 is "
+                         f"points. The 95 % prediction interval for a new setting is {interval_text(*new)}. I2 is "
                          f"{100 * i2:.0f} %.")
     return lines
