@@ -80,8 +80,8 @@ def table(args: argparse.Namespace) -> None:
     if len({tuple(str(row.get(name)) for name in ("task", "shots", *compared[:-4])) for row in rows}) < len(settings):
         compared.append("test_checksum")
     shared = {name: rows[0].get(name) for name in compared if len({str(row.get(name)) for row in rows}) == 1}
-    told = ["task", "shots", *(name for name in compared if name not in shared), "method"]
-    columns = [*told, *(name for name in COLUMNS if any(row[name] is not None for row in rows))]
+    fields = ["task", "shots", *(name for name in compared if name not in shared), "method"]
+    columns = [*fields, *(name for name in COLUMNS if any(row[name] is not None for row in rows))]
     print(one_line(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None)) + "\n")
     print_table(columns, [[row.get(name) for name in columns] for row in rows])
 
@@ -100,7 +100,7 @@ def table(args: argparse.Namespace) -> None:
           f"all runs together took {sum(seconds) / 3600:.1f} h. {'; '.join(made_with)}.\n\n"
           "Test accuracy of each seed, in %:\n")
     for row in rows:
-        cells = [one_line(row[name]) for name in told if row.get(name) is not None]
+        cells = [one_line(row[name]) for name in fields if row.get(name) is not None]
         print(f"- {', '.join(cells)}: {row['seeds']}")
 
 
@@ -219,11 +219,12 @@ def score(args: argparse.Namespace) -> None:
     tests, differing = evaluate_all(args)
     rows, arms = [], dict[tuple, list]()
     for record, _, labels, class_logits, features in tests:
-        told = [shown(record).get(name) for name in differing]
+        details = [shown(record).get(name) for name in differing]
         measures = measure(labels, class_logits.argmax(axis=1), features)
         shares = [np.bincount(labels).max() / len(labels), *measures.values()]
-        rows.append([record["run"], shown(record)["task"], *told, len(labels), *(f"{share:.4f}" for share in shares)])
-        arms.setdefault((record["arm"], *told), []).append(measures.values())
+        numbers = [len(labels), *(f"{share:.4f}" for share in shares)]
+        rows.append([record["run"], shown(record)["task"], *details, *numbers])
+        arms.setdefault((record["arm"], *details), []).append(measures.values())
     print_table(["run", "task", *differing, "test examples", "largest class", *measures], rows)
 
     if len(arms) < len(rows):

@@ -147,9 +147,7 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
 
 
 def add_noise(split: Split, kind: str, level: float, num_classes: int, seed: int) -> Split:
-    """Adds noise. With label noise, a fraction `level` of the labels is changed.
-
-    With word noise, a fraction `level` of the words of each text is dropped or swapped.
+    """Adds noise: changes a fraction `level` of the labels, or drops or swaps a fraction `level` of the words.
 
     Prints a message if the noise changes no label and no word.
     """

@@ -32,10 +32,10 @@ def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | No
     If the file has no header line, the tuple `header` has the column names. The `hint` tells the user what to do if no
     column is named "text".
     """
-    suffix, wanted, bad_rows = file.suffix.lower(), (*needed, "text_pair"), []
+    suffix, wanted = file.suffix.lower(), (*needed, "text_pair")
     read = {".jsonl": read_jsonl, ".parquet": read_parquet}.get(suffix, read_delimited)
     try:
-        names, table = read(file, wanted, header, bad_rows)
+        names, table, bad_rows = read(file, wanted, header)
         check_header(file, names, needed, hint)
         if suffix == ".csv":
             check_quotes(file)
@@ -76,14 +76,14 @@ def check_header(file: Path, names: list[str], needed: tuple[str, ...], hint: st
     others = [name for name in names if name not in (*needed, "text_pair")]
     similar = [name for name in others if name.strip(' "').lower() == missing[0]] or others
     if separators:
-        hint = f"the separators seem to be {separators[0]}; expected {FORMATS[file.suffix.lower()]}"
+        advice = f"the separators seem to be {separators[0]}; expected {FORMATS[file.suffix.lower()]}"
     elif hint and missing[0] == "text":
-        pass
+        advice = hint
     elif len(similar) == 1:
-        hint = f"rename the column {one_line(similar[0], 60)} to {missing[0]}"
+        advice = f"rename the column {one_line(similar[0], 60)} to {missing[0]}"
     else:
-        hint = f"rename one of its columns ({one_line(', '.join(names), 100)}) to {missing[0]}"
-    raise UserError(f"{where} has no column {missing[0]}; {hint}")
+        advice = f"rename one of its columns ({one_line(', '.join(names), 100)}) to {missing[0]}"
+    raise UserError(f"{where} has no column {missing[0]}; {advice}")
 
 
 def to_strings(name: str, column: Any, metadata: dict | None) -> list[str | None]:
@@ -106,11 +106,11 @@ def to_strings(name: str, column: Any, metadata: dict | None) -> list[str | None
     return [None if number is None else str(number) for number in numbers]
 
 
-def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] | None, bad_rows: list) -> tuple:
+def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] | None) -> tuple:
     """Reads a csv or tsv file. In tsv files, as in GLUE, quotes have no meaning and only "\\n" ends a line."""
     import pyarrow.csv
 
-    raw, is_tsv = file.read_bytes(), file.suffix.lower() == ".tsv"
+    raw, is_tsv, bad_rows = file.read_bytes(), file.suffix.lower() == ".tsv", []
     if is_tsv:
         raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b" ")  # pyarrow ends a line at "\r", too
     delimiter, quoting = ("\t", csv.QUOTE_NONE) if is_tsv else (",", csv.QUOTE_MINIMAL)
@@ -122,7 +122,8 @@ def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] 
     options = pyarrow.csv.ReadOptions(use_threads=False, block_size=2**26, column_names=header)  # row: up to 64 MiB
     table = pyarrow.csv.read_csv(pyarrow.BufferReader(raw), options, parse, strings)
     start = io.StringIO(raw[: 2**20].decode("utf-8-sig", errors="replace"), newline="")
-    return header or next(filter(None, csv.reader(start, delimiter=delimiter, quoting=quoting))), table
+    names = header or next(filter(None, csv.reader(start, delimiter=delimiter, quoting=quoting)))
+    return names, table, bad_rows
 
 
 def check_quotes(file: Path) -> None:
@@ -137,7 +138,7 @@ def check_quotes(file: Path) -> None:
         raise ValueError(f"line {reader.line_num}: {error}; check the double quotes") from None
 
 
-def read_jsonl(file: Path, wanted: tuple[str, ...], header: None, bad_rows: list) -> tuple:
+def read_jsonl(file: Path, wanted: tuple[str, ...], header: None) -> tuple:
     import pyarrow.json
 
     raw = file.read_bytes()
@@ -151,12 +152,12 @@ def read_jsonl(file: Path, wanted: tuple[str, ...], header: None, bad_rows: list
     options = pyarrow.json.ReadOptions(block_size=min(len(raw), 2**31 - 1))  # one block, so that row numbers are right
     table = pyarrow.json.read_json(pyarrow.BufferReader(raw), options, parse)
     later = [name for name in wanted if name not in example and table.column(name).null_count < len(table)]
-    return [*example, *later], table
+    return [*example, *later], table, []
 
 
-def read_parquet(file: Path, wanted: tuple[str, ...], header: None, bad_rows: list) -> tuple:
+def read_parquet(file: Path, wanted: tuple[str, ...], header: None) -> tuple:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file) as parquet:
         names = parquet.schema_arrow.names
-        return names, parquet.read(columns=[name for name in wanted if name in names])
+        return names, parquet.read(columns=[name for name in wanted if name in names]), []

@@ -15,8 +15,8 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
 # The colours are the colour-blind-safe colours of Okabe and Ito.
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_ROWS = 25
-UNTOLD = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size", "micro_batch_size",
-          "compile", "precision"}  # fields that a label omits or shows in other words
+NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size",
+                "micro_batch_size", "compile", "precision"}  # fields that a label omits or shows in other words
 HEADING = ("pooling", "lr", "head_lr", "steps")
 
 
@@ -109,10 +109,10 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     of examples. The heading shows the most frequent pooling, learning rates and number of steps of these comparisons.
     The label of a comparison shows only the hyperparameters whose values differ from those in the heading.
     """
-    told = [told_fields(*pair) for pair in pairs]
-    usual = {name: Counter(fields.get(name) for fields in told).most_common(1)[0][0] for name in told[0]}
+    all_fields = [label_fields(*pair) for pair in pairs]
+    usual = {name: Counter(fields.get(name) for fields in all_fields).most_common(1)[0][0] for name in all_fields[0]}
     groups: dict[tuple, list[tuple]] = {}
-    for (row, ce), fields in zip(pairs, told, strict=True):
+    for (row, ce), fields in zip(pairs, all_fields, strict=True):
         record = first(row)
         details = [text for name, text in fields.items() if text and text != usual.get(name)]
         label = ", ".join(filter(None, [task_name(record), size_name(record), record["noise_text"]]))
@@ -132,7 +132,7 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     return lines
 
 
-def told_fields(row: Row, ce: Row) -> dict[str, str]:
+def label_fields(row: Row, ce: Row) -> dict[str, str]:
     """Returns a text for each hyperparameter. The text "lr 2e-5 / 1e-5" means lr 2e-5 for CE and 1e-5 for CE + SCL."""
     record, text = first(row), {}
     for name in ("lr", "head_lr", "steps"):
@@ -140,7 +140,7 @@ def told_fields(row: Row, ce: Row) -> dict[str, str]:
     fields = {"pooling": f"{record['pooling']} pooling", "lr": f"lr {text['lr']}",
               "head_lr": f"head lr {text['head_lr']}" if text["head_lr"] != text["lr"] else "",
               "steps": f"{text['steps']} steps"}
-    names = (name for name, _ in record["setting"] if name not in (*fields, *UNTOLD))
+    names = (name for name, _ in record["setting"] if name not in (*fields, *NOT_IN_LABEL))
     return fields | {name: f"{name.replace('_', ' ')} {short(record[name])}" for name in names}
 
 
@@ -278,12 +278,12 @@ def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str
     """Returns the title of the figure, with the facts that all panels share, and a list with a title for each panel."""
     parts = []
     for record, *_ in tests:
-        found = [shown(record).get(name) for name in differing]
-        told = ["" if value is None else f"{name} {short(value)}" for name, value in zip(differing, found, strict=True)]
+        shown_values = {name: shown(record).get(name) for name in differing}
+        details = ["" if value is None else f"{name} {short(value)}" for name, value in shown_values.items()]
         method = record["method"]
         if 0 < record["lam"] < 1:
             method = method.replace("(", "(λ = ").replace(", ", ", τ = ")
-        parts.append((task_name(record), size_name(record), method, f"seed {record['seed']}", *told))
+        parts.append((task_name(record), size_name(record), method, f"seed {record['seed']}", *details))
     is_shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
     shared = ", ".join(part for part, same in zip(parts[0], is_shared, strict=True) if same and part)
     titles = []

@@ -189,9 +189,9 @@ def read_own(file: Path, needed: tuple[str, ...], hint: str | None = None) -> Ta
         print(f"note: these columns of {file} are not used: {names}. A second text must have the column name text_pair",
               file=sys.stderr)
     for row in table.bad_rows:
-        hint = "quote texts with commas" if file.suffix.lower() == ".csv" else "remove tabs from texts"
+        advice = "quote texts with commas" if file.suffix.lower() == ".csv" else "remove tabs from texts"
         raise UserError(f"{file}, row {row.number}: the number of fields is {row.actual_columns}, but the header has "
-                        f"{row.expected_columns} columns; {hint}, or correct the header")
+                        f"{row.expected_columns} columns; {advice}, or correct the header")
     for name, values in table.columns.items():
         for number, value in zip(table.numbers, values, strict=True):
             if not value or not value.strip():
