@@ -164,8 +164,8 @@ def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Spl
 def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the checkpoint's class names in the order of the task's classes.
 
-    Matches the classes of the task and the checkpoint by name. If the task has numbers and the checkpoint has words,
-    matches the classes by number. If the task has numbers, prints which class name each number stands for.
+    Matches the classes by name. If the class names are numbers in the task and words in the checkpoint, matches the
+    classes by number. If the class names of the task are numbers, prints the class name for each number.
     """
     from parts.pretrained import match_classes, saved_classes
 

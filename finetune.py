@@ -58,7 +58,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=POSITIVE, nargs="+", default=[None], help="peak learning rate (default: 1e-5 as in the paper; "
         "1e-3 for the demo model)")
     add("--seed", type=number(int, "[0, 4294967295]"), nargs="+", default=[0], help="random seed of the k-shot sample, "
-        "new weights, batch order and dropout (default: 0)")
+        "the initialisation of new weights, the batch order and dropout (default: 0)")
     add("--ce-temperature", type=POSITIVE, metavar="T", help="control experiment, only with --lam 0: a linear "
         "classifier on l2-normalised features divided by T")
 
@@ -99,7 +99,7 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--out", default="runs", help="folder for records and checkpoints (default: %(default)s)")
     add("--save", action="store_true", help="keep the checkpoint of every run in a sweep")
     add("--save-every", type=COUNT, metavar="S", help="save the training state every S steps, to resume a stopped run")
-    add("--dry-run", action="store_true", help="load and check data and model, print the first run's setting, and stop")
+    add("--dry-run", action="store_true", help="load and check the data and the model, print a summary, and stop")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -204,8 +204,8 @@ def batches(labels: np.ndarray, size: int, sampler: str, seed: int) -> Iterator[
 def forward(training: Training, texts: list[tuple[str, ...]], index: int = 0) -> tuple[Tensor, Tensor]:
     """Returns the class logits (B, C) and features (B, D) of the texts of a batch or a micro-batch.
 
-    The dropout mask depends only on the seed, the step, the rank and the index of the micro-batch. So a second
-    forward pass has the same dropout mask, and a resumed run has the same dropout masks as an uninterrupted run.
+    The dropout mask depends only on the seed, the step, the rank and the index of the micro-batch. So both forward
+    passes of a micro-batch have the same mask, and a resumed run has the same masks as an uninterrupted run.
     """
     key = np.random.SeedSequence((training.config["seed"], training.step, rank(), index))
     tokens = training.model.tokenize(texts)
@@ -217,11 +217,11 @@ def forward(training: Training, texts: list[tuple[str, ...]], index: int = 0) ->
 def objective(training: Training, class_logits: Tensor, features: Tensor, labels: np.ndarray) -> dict[str, Tensor]:
     """Returns the loss (Eq. 1) and the terms of the loss for the batch of all ranks.
 
-    `ce_scl_loss` in scl.py computes the same loss. This function also returns the terms, which `validate` prints. If
-    you change the loss, choose a new --out, because finetune.py skips finished runs with the same flags.
+    `ce_scl_loss` in scl.py computes the same loss. This function also returns the terms of the loss, which `validate`
+    prints. If you change the loss, choose a new --out, because finetune.py skips finished runs with the same flags.
     """
     share = class_logits.float(), features.float(), torch.from_numpy(labels).to(training.device)
-    class_logits, features, targets = gather_batch(*share)  # of all ranks: (N, C), (N, D), (N,)
+    class_logits, features, targets = gather_batch(*share)  # global batch: (N, C), (N, D), (N,)
     ce = F.cross_entropy(class_logits, targets)  # Eq. 2
     if training.lam == 0:
         return {"loss": ce, "ce": ce}
@@ -235,8 +235,8 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
     """Computes the exact gradient of Eq. 1 for a batch that does not fit into memory (--micro-batch-size).
 
     Gradient caching (Gao et al., 2021, arXiv 2101.06983) divides the batch into micro-batches. A first forward pass
-    computes the class logits and features of all micro-batches. From these outputs, the loss of the whole batch is
-    computed. The gradients of the outputs are cached. Then each micro-batch has a second forward pass, and
+    computes the class logits and features of all micro-batches. The loss of the whole batch is computed from these
+    outputs, and the gradients of the outputs are cached. Then each micro-batch has a second forward pass, and
     backpropagation starts from the cached gradients. Plain gradient accumulation would be wrong, because SCL would
     contrast only examples of the same micro-batch.
     """
@@ -385,7 +385,7 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 
 
 def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Prints the result of a run that has a record, and removes an old saved state. Returns False without a record."""
+    """Prints the result of a run that has a record, and removes an old saved state. Returns False if none exists."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):

@@ -1,4 +1,4 @@
-"""Computes the supervised contrastive loss (SCL) for fine-tuning from Gunel et al., ICLR 2021, arXiv 2011.01403.
+"""Computes the supervised contrastive loss (SCL) of Gunel et al. for fine-tuning (ICLR 2021, arXiv 2011.01403).
 
 Copy this file into your project. The file needs only PyTorch and has the MIT licence. Call `ce_scl_loss` in training:
 
@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-LOWEST = torch.finfo(torch.float32).min  # replaces -inf: exp(LOWEST) is 0, too, but 0 * -inf would be NaN
+LOWEST = torch.finfo(torch.float32).min  # replaces -inf, because 0 * -inf would be NaN; exp(LOWEST) is 0
 
 
 def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, reduction: str = "mean",
@@ -32,14 +32,14 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
         features: (N, D), any floating dtype. Each row is normalised; a row of zeros has similarity 0 and gradient 0.
             Under autocast, the loss is still in float32 or float64. Call `backward()` outside autocast.
         labels: (N,), integer or bool, on the device of `features`.
-        temperature: tau > 0. A small tau gives weight to near negatives. Below 0.001, float32 gradients are imprecise.
+        temperature: tau > 0. A small tau focuses on the nearest negatives. Float32 is imprecise for tau < 0.001.
         reduction: "mean" averages over the anchors with a positive, "sum" is Eq. 3 as printed, "none" keeps all losses.
         chunk_size: number of anchors that are computed at once (default: all if N <= 1024, else 512). The memory grows
             with N * chunk_size; torch.compile needs more. Second derivatives and torch.func need chunk_size >= N.
 
-    Returns a float32 tensor (float64 for float64 features): a scalar, or shape (N,) for "none". The loss of an anchor
-    with positives lies between log|P(i)| and log(N-1) + 2/tau. Loss and gradient are 0 for an anchor or batch without
-    positives. NaN features give a NaN loss. Raises ValueError for a wrong shape or value, TypeError for a wrong type.
+    Returns a float32 tensor (float64 for float64 features): a scalar, or one loss per anchor (N,) for "none". The loss
+    of an anchor with positives lies between log|P(i)| and log(N-1) + 2/tau. Loss and gradient are 0 for an anchor or
+    batch without positives. NaN features give a NaN loss. Raises ValueError or TypeError for a wrong argument.
 
     >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     >>> scl_loss(features, torch.tensor([0, 0, 1, 1]), temperature=0.5)
@@ -153,7 +153,7 @@ def ce_scl_loss(class_logits: Tensor, features: Tensor, labels: Tensor, *, lam: 
 def scl_bounds(labels: Tensor, temperature: float = 0.3) -> tuple[Tensor, Tensor]:
     """Returns two float32 scalars, `lowest` and `collapsed`, to compare with `scl_loss(features, labels, temperature)`.
 
-    The scalar `collapsed` is log(N - 1), the loss if all features are equal. If the loss stays near this value, the
+    The scalar `collapsed` is log(N - 1), the loss if all features are equal. If the loss stays near `collapsed`, the
     encoder learns nothing from SCL. The scalar `lowest` is a lower bound: the mean, over the anchors with positives, of
 
         log( |P(i)| + (N - 1 - |P(i)|) exp((c - 1) / tau) ).
@@ -188,7 +188,7 @@ def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     averages the gradients of the parameters over the ranks. The averaged gradients equal those of a single process.
     Without DistributedDataParallel, average the gradients of the parameters yourself. Each rank exchanges N (C + D)
     numbers in forward and in backward, and computes the loss in O(N^2 D). Raises TypeError for an argument that is not
-    a tensor, and ValueError without tensors, or on all ranks if dtypes or shapes differ. To compare, ranks synchronise.
+    a tensor, and ValueError without tensors, or on all ranks if dtypes or shapes differ. All ranks wait for this check.
     """
     if not tensors:
         raise ValueError("gather_batch must have at least one tensor, got none")

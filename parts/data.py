@@ -80,7 +80,7 @@ def allot(sizes: np.ndarray, n: int, leave: int = 0) -> np.ndarray:
     """
     available = np.maximum(sizes - leave, 0)
     classes = np.repeat(np.arange(len(sizes)), available)  # class of each example that may be drawn
-    earlier = np.concatenate([np.arange(size) for size in available])  # number of earlier examples of the same class
+    earlier = np.concatenate([np.arange(size) for size in available])  # number of examples of the same class before it
     quotas = sizes * n / max(sizes.sum(), 1)
     priority = quotas[classes] - earlier + n * (earlier == 0)
     drawn = np.argsort(-priority, kind="stable")[:n]
@@ -104,8 +104,8 @@ def separate(train: Split, validation: Split | None, test: Split, few_shot: bool
         if not len(train):
             raise UserError("no example of train is left, because its texts are too similar; add a validation file")
         if duplicates := len(whole) - len(validation) - len(train):
-            print(f"removed from train: {duplicates} examples, because the validation set, which was drawn from train, "
-                  "has the same texts", file=sys.stderr)
+            print(f"removed from train: {duplicates} examples, because the validation set has the same texts",
+                  file=sys.stderr)
     return train, validation, test
 
 

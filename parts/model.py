@@ -40,7 +40,7 @@ class Model(nn.Module):
         backbone.base_model.register_forward_hook(self.keep_hidden)
 
     def keep_hidden(self, module, inputs, output) -> None:
-        """Stores the last hidden layer. Without this hook, the encoder would have to return all hidden layers."""
+        """Stores the last hidden layer's output. Without this hook, the encoder would have to return all layers."""
         self.hidden = output[0]
 
     def forward(self, **tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ SCL, the supervised contrastive loss: Gunel, Du, Conneau, Stoyanov, ICLR 2021, h
 LOADING = {
     True: '`transformers.pipeline("text-classification", model=FOLDER)` loads this model.',
     False: "The linear classifier is in `head.safetensors`. A `pipeline` ignores this file and predicts at random.",
-}  # True: the classifier is part of the transformers model
+}  # True means that the classifier is part of the transformers model
 
 
 def save_checkpoint(folder: Path, model: Model, record: dict) -> None:

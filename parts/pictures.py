@@ -16,7 +16,7 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_ROWS = 25
 NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size",
-                "micro_batch_size", "compile", "precision"}  # fields that a label omits or shows in other words
+                "micro_batch_size", "compile", "precision"}  # fields that a label omits or shows under another name
 HEADING = ("pooling", "lr", "head_lr", "steps")
 
 
@@ -145,7 +145,7 @@ def label_fields(row: Row, ce: Row) -> dict[str, str]:
 
 
 def axis_limits(intervals: list[tuple], rows: list[Row]) -> tuple[float, float]:
-    """Returns the ends of the axis: -8 and 18 points. The axis is wider if a mean or a gain of the paper is outside."""
+    """Returns the ends of the axis: -8 and 18 points. Extends the axis if a mean or a gain of the paper is outside."""
     papers = [first(row)["papers_gain"] or 0 for row in rows]
     means = [100 * mean for mean, *_ in intervals]
     return math.floor(min(-8, *means, *papers)), math.ceil(max(18, *means, *papers))
@@ -176,7 +176,7 @@ def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | 
 
 
 def draw_seeds(panel, y: int, gains: list[float]) -> None:
-    """Draws a dot for each seed. Overlapping dots are stacked. Values outside the axis are written as numbers."""
+    """Draws a dot for each seed. Overlapping dots are stacked. A value outside the axis is written as a number."""
     low, high = panel.get_xlim()
     width = (high - low) / 75  # width of a dot on the axis
     ends: list[float] = []  # for each row of stacked dots: position of the rightmost dot
@@ -275,7 +275,7 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
 
 
 def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str]]:
-    """Returns the title of the figure, with the facts that all panels share, and a list with a title for each panel."""
+    """Returns the title of the figure, which says what all panels have in common, and a list of panel titles."""
     parts = []
     for record, *_ in tests:
         shown_values = {name: shown(record).get(name) for name in differing}

@@ -1,4 +1,4 @@
-"""Loads pre-trained models of transformers and checkpoints of this project, and checks them before training."""
+"""Loads pre-trained models with transformers, loads checkpoints of this project, and checks models before training."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> li
 
 def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenizer, dropout: float,
                ce_temperature: float | None = None) -> Model:  # fmt: skip
-    """Loads a model of transformers, or a checkpoint of this project, with a classifier for the given classes.
+    """Loads a pre-trained model or a checkpoint of this project, with a classifier for the given classes.
 
     If the model has a trained classifier with exactly the given class names, in any order, uses this classifier.
     Otherwise adds a new classifier, which is initialised from torch's random seed.

@@ -164,7 +164,7 @@ def method_name(record: dict) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path. When the `with` block ends, `path` is replaced by the file or folder written there.
+    """Yields a temporary path. When the `with` block ends, the file or folder at the temporary path replaces `path`.
 
     A process that is killed during writing leaves no incomplete file at `path`.
     """

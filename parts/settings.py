@@ -17,7 +17,7 @@ from parts.errors import UserError, explain_errors
 from parts.records import ARM_AND_SEED, base_model, method_name, read_records
 from parts.tasks import TASKS
 
-# All fields of a record belong to the setting, except those in NOT_SETTING. So the field of a new flag belongs to it.
+# All fields of a record belong to the setting, except those in NOT_SETTING. A new flag belongs to the setting.
 RESULTS = ("run", "arm", "ce", "scl", "scl_lowest", "scl_collapsed", "best_step", "validation_accuracy",
            "validation_accuracies", "test_accuracy", "test_macro_f1", "test_mcc", "test_correct", "seconds")
 ROW = ("lam", "tau", "ce_temperature", "lr", "head_lr", "steps", "eval_every")
@@ -34,11 +34,10 @@ LIMITS = {"lam": (0, 1), "lr": (0, 1e9), "head_lr": (0, 1e9), "steps": (1, 1e9),
 RESULT_LIMITS = {"validation_accuracy": (0, 1), "test_accuracy": (0, 1), "seconds": (0, 1e9)}
 
 Row = dict[int, dict]  # maps a seed to the record of the run with this seed
-Settings = dict[tuple, dict[tuple, Row]]  # maps a setting to its table rows; each row has its values of ROW as key
+Settings = dict[tuple, dict[tuple, Row]]  # maps a setting to its table rows; their keys are the values of ROW
 
 # Test accuracies in the paper (Tables 2, 3 and 5): first CE, then CE + SCL with the best of 24 pairs of lam and tau.
-# The keys of PAPER are task, shots and the temperature of back-translation. The last line is for models that were
-# first trained on SST-2.
+# The keys of PAPER are task, shots and the temperature of back-translation. The last line has the transfer from SST-2.
 PAPER = {
     ("sst2", "20", None): (85.9, 88.1), ("qnli", "20", None): (65.0, 75.7), ("mnli", "20", None): (39.3, 42.7),
     ("sst2", "100", None): (91.1, 92.8), ("qnli", "100", None): (81.9, 82.5), ("mnli", "100", None): (59.2, 61.1),
@@ -77,7 +76,7 @@ def read_settings(files: list[str]) -> Settings:
 
 
 def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> dict:
-    """Checks a record, and adds derived fields such as setting, row, method, size and the gain in the paper."""
+    """Checks a record, and adds derived fields such as setting, row, method, size and the gain of the paper."""
     with explain_errors(flag, source, "a record that finetune.py wrote"):
         check(record, limits)
         arm = ARM_AND_SEED.match(record["run"])  # old records lack the fields arm and base_model
@@ -148,15 +147,15 @@ def describe(record: dict) -> str:
 
 
 def first(row: Row) -> dict:
-    """Returns any record of a table row, for values that are the same in all records of the row."""
+    """Returns one record of a table row, to read values that are the same in all records of the row."""
     return next(iter(row.values()))
 
 
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
     """Returns the table row of `method` that has the same learning rates and number of steps as the record.
 
-    If several table rows match, `eval_every` must be equal, too. If no table row matches, returns the method's only
-    table row, or an empty dictionary if the method has several table rows. For lam = 1, ignores head_lr, because only
+    If several table rows match, `eval_every` must be the same, too. If no table row matches: returns the table row of
+    the method if there is only one, otherwise an empty dictionary. For lam = 1, ignores head_lr, because only
     the second stage uses head_lr.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
@@ -173,7 +172,7 @@ def values(row: Row, name: str) -> np.ndarray:
 
 
 def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_accuracy") -> dict[int, float]:
-    """Returns a dictionary that maps each seed of both table rows to the difference `row` minus `other`.
+    """Returns a dictionary that maps each seed that both table rows have to the difference `row` minus `other`.
 
     Checks that runs with the same seed used the same examples. The argument `splits` lists the splits to check, such as
     "test".
@@ -189,7 +188,7 @@ def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_
 def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
     """Returns pairs of table rows: a row of CE + SCL (lam 0.9, tau 0.3), and the matching row of CE.
 
-    Looks for the table row of CE in all files. If several rows of CE match, looks only in the file of CE + SCL.
+    Looks for the row of CE in all files. If several rows of CE match, looks only in the file that has the CE + SCL row.
     """
     effects = []
     for rows in read_settings(files).values():

@@ -31,7 +31,7 @@ class Training:
         warmup_steps = min(round(config["warmup_ratio"] * config["steps"]), config["steps"] - 1)
         self.schedule = transformers.get_linear_schedule_with_warmup(self.optimizer, warmup_steps, config["steps"])
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
-        self.network = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model  # shares the weights
+        self.network = nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
         if config["compile"]:
             self.network = torch.compile(self.network, dynamic=True)
         self.step = 0  # number of the current step; the first step is 1

@@ -75,7 +75,7 @@ def agree(intervals: list[tuple[float, float, float]]) -> bool:
     """Returns whether the settings agree: all means have the same sign, and all intervals overlap."""
     means, lows, highs = np.array(intervals).T
     has_one_sign = min(means) >= 0 or max(means) <= 0
-    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # ends that are NaN are ignored
+    overlap = not np.fmax.reduce(lows) > np.fmin.reduce(highs)  # ignores ends that are NaN
     return bool(has_one_sign and overlap)
 
 
@@ -84,8 +84,8 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 
     The list `gains` has the task and the paired differences of each setting. With the same seed, the 100-shot sample
     contains the 20-shot sample. So for one task and seed, the 20-shot and 100-shot results are not independent. Results
-    of different seeds are independent. So the function adds the differences of all settings of a task, for each seed.
-    The variance of these sums over the seeds gives the interval. A single setting gives the same result as
+    of different seeds are independent. So for each seed, the function sums the differences of all settings of a task.
+    The interval comes from the variance of these sums over the seeds. A single setting gives the same result as
     `t_interval`. The interval is NaN if a setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
@@ -108,8 +108,8 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, float]:
     """Returns three values: the mean with its 95 % interval, the 95 % prediction interval for a new setting, and I2.
 
-    The method is from DerSimonian and Laird (1986). I2 is the share of the variance between the settings
-    that is not due to different seeds. There must be k >= 3 settings. The interval of the mean uses Student's t with
+    The method is from DerSimonian and Laird (1986). I2 is the part of the variance between settings
+    that different seeds do not explain. There must be k >= 3 settings. The interval of the mean uses Student's t with
     k - 1 degrees of freedom. The prediction interval uses Student's t with k - 2 degrees of freedom.
     """
     numbers = [np.array(list(differences.values())) for differences in settings]
@@ -168,7 +168,7 @@ def difference(mean: float, low: float, high: float) -> str:
 
 
 def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
-    """Returns the cells of a table row. `ce` is the row of CE, and `clean` is the row of the method without noise."""
+    """Returns the cells of a table row. `ce` is the row of CE. `clean` is the row of the method, without noise."""
     record, n, test = shown(first(row)), len(row), values(row, "test_accuracy")
     minus_ce = paired_differences(row, ce, "train", "validation", "test")
     on_validation = paired_differences(row, ce, measure="validation_accuracy")
