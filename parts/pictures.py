@@ -105,8 +105,8 @@ def encoder_name(row: Row) -> str:
 def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """Returns the lines of the figure for one encoder. Each line is a tuple: label, interval, pair of table rows.
 
-    The lines are a heading, the comparisons of CE + SCL with CE, and the means over all settings with the same number
-    of examples. The heading shows the most frequent pooling, learning rates and number of steps of these comparisons.
+    The lines are a heading, the comparisons of CE + SCL with CE, and the means over all tasks with the same number of
+    examples. The heading shows the most frequent pooling, learning rates and number of steps of these comparisons.
     The label of a comparison shows only the hyperparameters whose values differ from those in the heading.
     """
     all_fields = [label_fields(*pair) for pair in pairs]
@@ -126,8 +126,10 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     lines: list[tuple] = [(heading, None, None)]
     for (is_noise, *_, size), group in sorted(groups.items()):
         lines += group
-        mean = pooled([(first(row)["task"], paired_differences(row, ce)) for _, _, (row, ce) in group])
-        if len(group) > 1 and agree([interval for _, interval, _ in group]) and not np.isnan(mean[1]):
+        gains = [(first(row)["task"], paired_differences(row, ce)) for _, _, (row, ce) in group]
+        has_several_tasks = len(dict(gains)) > 1 or is_noise
+        mean = pooled(gains)
+        if has_several_tasks and len(group) > 1 and agree([line[1] for line in group]) and not np.isnan(mean[1]):
             lines.append((f"mean, {'noise' if is_noise else size}", mean, ()))
     return lines
 

@@ -95,6 +95,13 @@ def test_a_group_has_a_mean_only_if_its_settings_agree(tmp_path, drawn):
         assert len(lines) == 3 and not means
 
 
+def test_two_learning_rates_of_one_task_have_no_mean(tmp_path, drawn):
+    """A mean over the same examples would count the task twice."""
+    gains = [0.01, 0.02, 0.03, 0.02, 0.02]
+    figure = effects(drawn, write(tmp_path, *pairs(gains), *pairs(gains, lr=1e-4)))
+    assert len(lines_of(figure)) == 3 and not marks(figure, GROUP)
+
+
 def test_a_group_with_too_few_seeds_has_no_mean(tmp_path, drawn):
     figure = effects(drawn, write(tmp_path, *pairs([0.01, 0.02]), *pairs([0.01, 0.02], task="qnli")))
     assert len(lines_of(figure)) == 3
