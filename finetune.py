@@ -385,7 +385,7 @@ def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.d
 
 
 def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
-    """Prints the result of a run that has a record, and removes an old saved state. Returns False if none exists."""
+    """Returns whether the run has a record. If so, prints the recorded result and removes an old saved state."""
     results = out / "results.jsonl"
     found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
     if not any_rank(bool(found), device):

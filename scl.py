@@ -33,7 +33,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
             Under autocast, the loss is still in float32 or float64. Call `backward()` outside autocast.
         labels: (N,), integer or bool, on the device of `features`.
         temperature: tau > 0. A small tau focuses on the nearest negatives. Float32 is imprecise for tau < 0.001.
-        reduction: "mean" averages over the anchors with a positive, "sum" is Eq. 3 as printed, "none" keeps all losses.
+        reduction: "mean" averages over the anchors with a positive, "sum" is exactly Eq. 3, "none" keeps all losses.
         chunk_size: number of anchors that are computed at once (default: all if N <= 1024, else 512). The memory grows
             with N * chunk_size; torch.compile needs more. Second derivatives and torch.func need chunk_size >= N.
 
@@ -71,7 +71,7 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 
 def _normalise(features: Tensor) -> Tensor:
     """Scales each row of the features to length 1. A row of zeros stays zero and gets gradient 0."""
-    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1), no gradient: z does not depend on the scale
+    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1), detached: dividing by it does not change z
     scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D), largest |entry| 1: squares in range
     return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
 

@@ -230,7 +230,7 @@ def translate(texts: list[str], model: str, temperature: float, seed: int, devic
 
 
 def demo_data() -> Data:
-    """Generates short reviews from two dozen words. The label of a review is the author's verdict.
+    """Generates short reviews from two dozen words. The label of a review is the opinion of its author.
 
     Some reviews negate the verdict ("not great" is negative). Some reviews also quote the opinion of other people,
     which does not change the label.

@@ -178,7 +178,7 @@ def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | 
 
 
 def draw_seeds(panel, y: int, gains: list[float]) -> None:
-    """Draws a dot for each seed. Overlapping dots are stacked. A value outside the axis is written as a number."""
+    """Draws a dot for each seed. Stacks overlapping dots. A value outside the axis range is written as a number."""
     low, high = panel.get_xlim()
     width = (high - low) / 75  # width of a dot on the axis
     ends: list[float] = []  # for each row of stacked dots: position of the rightmost dot

@@ -27,7 +27,7 @@ def fetch_model(model: str) -> str:
 
 
 def load_config(source: str):
-    """Loads the config of a model. Resets options that would change the output format or download kernels."""
+    """Loads the config of a model. Resets options that would change the output format or load kernels from the hub."""
     ours = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "attn_implementation": None}
     with explain_errors("--model", source, "a folder that save_pretrained wrote"):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **ours)
