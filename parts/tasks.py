@@ -112,7 +112,7 @@ def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
 
 
 def find_split(folder: Path, split: str) -> Path | None:
-    """Returns the file of a split in a folder of the user. Returns None if there is no validation file."""
+    """Returns the file of a split, such as train.csv, in the user's folder. Returns None without a validation file."""
     named = sorted(path for path in folder.iterdir() if path.name.split(".")[0].lower() in SPLIT_NAMES[split])
     found = [path for path in named if path.suffix.lower() in FORMATS and path.is_file()]
     if len(found) > 1:
@@ -127,7 +127,7 @@ def find_split(folder: Path, split: str) -> Path | None:
 
 
 def other_layout(folder: Path) -> str | None:
-    """Returns a hint for a folder that was written by `save_to_disk` or has GLUE's layout, otherwise None."""
+    """Returns a hint for the user if `save_to_disk` wrote the folder or if the folder has GLUE's layout."""
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return "save_to_disk wrote this folder; write each split with to_parquet, for example to train.parquet"
     for name, task in TASKS.items():
