@@ -144,8 +144,7 @@ def fit(training: Training, train: Split, validation: Split, state_file: Path | 
         save_every: int | None = None) -> None:  # fmt: skip
     """Trains for all steps, then restores the weights with the best validation accuracy (in a tie, the latest).
 
-    With lam = 1, the first stage trains no classifier. So `fit` measures no accuracy and keeps the weights of the last
-    step.
+    With lam = 1, the first stage trains no classifier, so `fit` measures no accuracy and keeps the last weights.
     """
     config, first, last = training.config, training.step + 1, training.config["steps"]
     all_batches = batches(train.labels, config["batch_size"], config["sampler"], config["seed"])
@@ -242,8 +241,8 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
     """
     micro_batches = [batch.texts[start : start + size] for start in range(0, len(batch), size)]
     with torch.no_grad():
-        parts = [forward(training, texts, i) for i, texts in enumerate(micro_batches)]
-    outputs = [torch.cat(column).requires_grad_() for column in zip(*parts, strict=True)]  # (B, C), (B, D)
+        first_pass = [forward(training, texts, i) for i, texts in enumerate(micro_batches)]
+    outputs = [torch.cat(column).requires_grad_() for column in zip(*first_pass, strict=True)]  # (B, C), (B, D)
     losses = objective(training, *outputs, batch.labels)
     gradients = torch.autograd.grad(training.scaler.scale(losses["loss"]), outputs, materialize_grads=True)
     cached = zip(*(gradient.split(size) for gradient in gradients), strict=True)
@@ -251,9 +250,10 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
         # DistributedDataParallel must average the gradients over the ranks only once, after the last micro-batch.
         wait = world_size() > 1 and i + 1 < len(micro_batches)
         with training.network.no_sync() if wait else contextlib.nullcontext():
-            part = forward(training, texts, i)
+            second_pass = forward(training, texts, i)
             # The gradient of `surrogate` with respect to the outputs is the cached gradient.
-            surrogate = sum((output * gradient).sum() for output, gradient in zip(part, output_gradients, strict=True))
+            pairs = zip(second_pass, output_gradients, strict=True)
+            surrogate = sum((output * gradient).sum() for output, gradient in pairs)
             surrogate.backward()
     return losses
 
@@ -336,8 +336,8 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
     if args.pooling == "cls" and pretrained.was_trained_with_mean(source):
         print(f"note: {args.model} was trained with mean pooling; also try --pooling mean", file=sys.stderr)
 
-    combinations = itertools.product(args.lam, args.tau, args.lr)
-    combinations = dict.fromkeys((lam, tau if lam else None, lr) for lam, tau, lr in combinations)  # without duplicates
+    combinations = dict.fromkeys((lam, tau if lam else None, lr)
+                                 for lam, tau, lr in itertools.product(args.lam, args.tau, args.lr))
     seeds, out = dict.fromkeys(args.seed), Path(args.out)
     records.read_records(out / "results.jsonl")  # prints a message for each line that is not a record
     total, failures, durations = len(combinations) * len(seeds), [], []

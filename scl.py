@@ -71,8 +71,8 @@ def scl_loss(features: Tensor, labels: Tensor, temperature: float = 0.3, *, redu
 
 def _normalise(features: Tensor) -> Tensor:
     """Scales each row of the features to length 1. A row of zeros stays zero and gets gradient 0."""
-    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1), detached: dividing by it does not change z
-    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D), largest |entry| 1: squares in range
+    largest = features.detach().abs().amax(dim=1, keepdim=True)  # (N, 1), detached, because z does not depend on it
+    scaled = features / largest.masked_fill(largest == 0, math.inf)  # (N, D), |entries| <= 1, so squares are finite
     return scaled * (scaled * scaled).sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
 
 

@@ -14,7 +14,7 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
          "wnli": "WNLI", "amazon_polarity": "Amazon", "yelp_polarity": "Yelp", "TREC6": "TREC-6"}  # fmt: skip
 # The colours are the colour-blind-safe colours of Okabe and Ito.
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
-MOST_ROWS = 25
+MOST_LINES = 25
 NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size",
                 "micro_batch_size", "compile", "precision"}  # fields that a label omits or shows under another name
 HEADING = ("pooling", "lr", "head_lr", "steps")
@@ -61,9 +61,9 @@ def signed(number: float, digits: int = 1) -> str:
 
 
 def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
-    """Draws a row of the figure for each comparison of CE + SCL with CE.
+    """Draws a line of the figure for each comparison of CE + SCL with CE.
 
-    A row shows one dot per seed. A row also shows the mean, its 95 % interval, and the gain that the paper reports.
+    A line shows one dot per seed. A line also shows the mean, its 95 % interval, and the gain that the paper reports.
     """
     from matplotlib.figure import Figure
     from matplotlib.transforms import blended_transform_factory
@@ -73,7 +73,7 @@ def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
     encoders = dict.fromkeys(encoder_name(row) for row, _ in pairs)  # encoder names in the order of the files
     groups = [[pair for pair in pairs if encoder_name(pair[0]) == encoder] for encoder in encoders]
     lines = [line for encoder, group in zip(encoders, groups, strict=True) for line in effect_lines(encoder, group)]
-    if sum(interval is not None for _, interval, _ in lines) > MOST_ROWS:
+    if sum(interval is not None for _, interval, _ in lines) > MOST_LINES:
         lines = [line for line in lines if line[1] is None or line[2]]  # removes the means of groups
 
     low, high = axis_limits([interval for _, interval, _ in lines if interval], [row for row, _ in pairs])
@@ -127,9 +127,8 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     for (is_noise, *_, size), group in sorted(groups.items()):
         lines += group
         gains = [(first(row)["task"], paired_differences(row, ce)) for _, _, (row, ce) in group]
-        has_several_tasks = len(dict(gains)) > 1 or is_noise
-        mean = pooled(gains)
-        if has_several_tasks and len(group) > 1 and agree([line[1] for line in group]) and not np.isnan(mean[1]):
+        has_several_tasks, mean = len(dict(gains)) > 1, pooled(gains)
+        if has_several_tasks and agree([interval for _, interval, _ in group]) and not np.isnan(mean[1]):
             lines.append((f"mean, {'noise' if is_noise else size}", mean, ()))
     return lines
 

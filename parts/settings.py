@@ -154,9 +154,9 @@ def first(row: Row) -> dict:
 def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
     """Returns the table row of `method` that has the same learning rates and number of steps as the record.
 
-    If several table rows match, `eval_every` must be the same, too. If no table row matches and the
-    method has only one, returns this table row. Otherwise returns an empty dictionary. For lam = 1, ignores head_lr,
-    because only the second stage uses head_lr.
+    If several table rows match, `eval_every` must be the same, too. If no table row matches and the method has only one
+    table row, returns this row. Otherwise returns an empty dictionary. For lam = 1, ignores head_lr, because only the
+    second stage uses head_lr.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
     candidates = [row for key, row in rows.items() if key[:3] == method]

@@ -91,7 +91,7 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0
     for task in dict.fromkeys(task for task, _ in gains):
-        sums: dict[int, float] = Counter()  # for each seed, sum over the settings
+        sums: dict[int, float] = Counter()  # maps a seed to its sum over the settings
         for (other, differences), mean in zip(gains, means, strict=True):
             if other == task:
                 for seed, gain in differences.items():
@@ -108,8 +108,8 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, float]:
     """Returns three values: the mean with its 95 % interval, the 95 % prediction interval for a new setting, and I2.
 
-    The method is from DerSimonian and Laird (1986). I2 is the part of the variance between settings
-    that different seeds do not explain. There must be k >= 3 settings. The interval of the mean uses Student's t with
+    The method is from DerSimonian and Laird (1986). I2 is the share of the variance between settings
+    that is not due to different seeds. There must be k >= 3 settings. The interval of the mean uses Student's t with
     k - 1 degrees of freedom. The prediction interval uses Student's t with k - 2 degrees of freedom.
     """
     numbers = [np.array(list(differences.values())) for differences in settings]
