@@ -7,7 +7,8 @@
 
 The first method is logistic regression of scikit-learn. It reads standardised features of the frozen encoder: the first
 token or the mean. The second method is SetFit (Tunstall et al., 2022), for tasks of one sentence. SetFit trains the
-encoder on pairs and then a logistic regression. It has its default settings, but as many steps as CE + SCL here: 200.
+encoder on pairs and then a logistic regression. It has its default settings, but as many steps as the newest runs of
+CE + SCL with the same encoder.
 """
 
 import argparse
@@ -34,11 +35,11 @@ from parts.settings import CE, CE_SCL, Row, first, paired_differences, read_sett
 from parts.statistics import difference, percent, t_interval  # noqa: E402
 from parts.tasks import load_data  # noqa: E402
 
-GLUE, STEPS = "glue", 200
 SMALL, BASE = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
-TUNED = ("few-shot.jsonl", "trec6.jsonl", "base.jsonl", "base-trec6.jsonl")  # the fine-tuned runs
-TREC6 = "own/TREC6"  # a folder with train.tsv and test.tsv
-ORDER = ("sst2", "qnli", "mnli", "TREC6")
+STEPS = {SMALL: 200, BASE: 100}
+TUNED = ("few-shot.jsonl", "trec6.jsonl", "base.jsonl", "base-head-lr.jsonl", "base-trec6.jsonl", "base-cr.jsonl")
+TREC6, CR = "own/TREC6", "own/CR"  # folders with train.tsv and test.tsv
+ORDER = ("sst2", "qnli", "mnli", "TREC6", "CR")
 RESULTS = HERE / "baselines" / "results.jsonl"
 
 
@@ -48,19 +49,19 @@ def setfit(encoder: str, train: Split, test: Split, seed: int) -> float:
 
     texts = [[text for (text,) in split.texts] for split in (train, test)]
     model = SetFitModel.from_pretrained(encoder, head_params={"max_iter": 1000})
-    settings = TrainingArguments(max_steps=STEPS, seed=seed, report_to="none", save_strategy="no", logging_steps=STEPS)
+    settings = TrainingArguments(max_steps=STEPS[encoder], seed=seed, report_to="none", save_strategy="no")
     rows = datasets.Dataset.from_dict({"text": texts[0], "label": train.labels})
     Trainer(model=model, args=settings, train_dataset=rows).train()
     return float((np.asarray(model.predict(texts[1])) == test.labels).mean())
 
 
 def run(encoder: str, task: str, shots: int, method: str, seeds: range) -> None:
-    """Appends the records that are missing. TREC-6 has this number of shots for each class."""
-    done, name, per_class = {record["run"] for record in read_records(RESULTS)}, Path(task).name, task == TREC6
+    """Appends the records that are missing. TREC-6 and CR have this number of shots for each class."""
+    done, name, per_class = {record["run"] for record in read_records(RESULTS)}, Path(task).name, task in (TREC6, CR)
     names = {seed: f"{'' if encoder == SMALL else f'{encoder}-'}{name}-n{shots}-{method}-seed{seed}" for seed in seeds}
     if not (missing := [seed for seed in seeds if names[seed] not in done]):
         return
-    data = load_data(task, None if per_class else GLUE, few_shot=True)
+    data = load_data(task, None if per_class else "glue", few_shot=True)
     if method != "SetFit":
         pooling = method.split()[-1]
         tokenizer = pretrained.load_tokenizer(encoder, "cls")
@@ -119,12 +120,14 @@ if __name__ == "__main__":
     if parser.parse_args().command == "table":
         table()
     else:
-        for encoder, pooling in itertools.product((SMALL, BASE), ("cls", "mean")):
-            run(encoder, TREC6, 10, f"logistic regression, {pooling}", range(10))
+        for task, encoder, pooling in itertools.product((TREC6, CR), (SMALL, BASE), ("cls", "mean")):
+            run(encoder, task, 10, f"logistic regression, {pooling}", range(10))
         for task, shots, pooling in itertools.product(ORDER[:3], (20, 100), ("cls", "mean")):
             run(SMALL, task, shots, f"logistic regression, {pooling}", range(10))
         for shots, pooling in itertools.product((20, 100), ("cls", "mean")):
             run(BASE, "sst2", shots, f"logistic regression, {pooling}", range(10))
         for shots in (20, 100):
             run(SMALL, "sst2", shots, "SetFit", range(5))
-        run(SMALL, TREC6, 10, "SetFit", range(5))
+        for encoder, task in ((SMALL, TREC6), (BASE, TREC6), (BASE, CR)):
+            run(encoder, task, 10, "SetFit", range(5))
+        run(BASE, "sst2", 20, "SetFit", range(5))

@@ -152,6 +152,10 @@ base-head-lr() { # tests whether the gain comes from the low learning rate of th
                 "--out runs/base-head-lr"
         done
     done
+    for seed in $(seeds 10); do # the control
+        echo "python finetune.py --data-dir glue --model all-mpnet-base-v2 --task sst2 --shots 20 --seed $seed" \
+            "--lam 0 --ce-temperature 0.1 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-head-lr"
+    done
 }
 
 trec6() {
@@ -168,15 +172,19 @@ trec6() {
     done
 }
 
-base-trec6() {
+own_base() {
     for seed in $(seeds 10); do
-        echo "python finetune.py --model all-mpnet-base-v2 --task own/TREC6 --shots-per-class 10 --seed $seed" \
-            "--lam 0 0.9 --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-trec6"
+        echo "python finetune.py --model all-mpnet-base-v2 --task own/$1 --shots-per-class 10 --seed $seed" \
+            "--lam 0 0.9 --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/$experiment"
     done
 }
 
+base-trec6() { own_base TREC6; }
+
+base-cr() { own_base CR; }
+
 all="tuning few-shot few-shot-cls chosen-steps last-step grid noise full transfer batch-size base-tuning base base-qnli
-    base-head-lr trec6 base-trec6"
+    base-head-lr trec6 base-trec6 base-cr"
 for experiment in ${*:-$all}; do
     $experiment
 done
