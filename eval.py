@@ -73,23 +73,24 @@ def print_table(header: list[str], rows: list[list]) -> None:
 
 def table(args: argparse.Namespace) -> None:
     settings = read_settings(args.files)
-    rows = table_rows(settings)
-    records = [record for of_setting in settings.values() for row in of_setting.values() for record in row.values()]
+    records = [record for rows in settings.values() for row in rows.values() for record in row.values()]
+    lines = table_rows(settings)
 
     compared = compared_fields(records)
-    if len({tuple(str(row.get(name)) for name in ("task", "shots", *compared[:-4])) for row in rows}) < len(settings):
+    named = ("task", "shots", *compared[:-4])  # without learning rates and steps
+    if len({tuple(str(line.get(name)) for name in named) for line in lines}) < len(settings):
         compared.append("test_checksum")
-    shared = {name: rows[0].get(name) for name in compared if len({str(row.get(name)) for row in rows}) == 1}
+    shared = {name: lines[0].get(name) for name in compared if len({str(line.get(name)) for line in lines}) == 1}
     fields = ["task", "shots", *(name for name in compared if name not in shared), "method"]
-    columns = [*fields, *(name for name in COLUMNS if any(row[name] is not None for row in rows))]
+    columns = [*fields, *(name for name in COLUMNS if any(line[name] is not None for line in lines))]
     print(one_line(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None)) + "\n")
-    print_table(columns, [[row.get(name) for name in columns] for row in rows])
+    print_table(columns, [[line.get(name) for name in columns] for line in lines])
 
-    summaries = summarise(rows)
-    for line in summaries:
-        print(f"\n{line}")
+    summaries = summarise(lines)
+    for summary in summaries:
+        print(f"\n{summary}")
     print()
-    for name in [*columns, *(name for name in EXPLAINED if any(name in line for line in summaries))]:
+    for name in [*columns, *(name for name in EXPLAINED if any(name in summary for summary in summaries))]:
         if name in EXPLAINED:
             print(f"{name}: {EXPLAINED[name]}.")
 
@@ -99,9 +100,9 @@ def table(args: argparse.Namespace) -> None:
     print(f"\n{len(records)} run{'s' * (len(records) > 1)}. Each run took {min(seconds):.0f} to {max(seconds):.0f} s; "
           f"all runs together took {sum(seconds) / 3600:.1f} h. {'; '.join(made_with)}.\n\n"
           "Test accuracy of each seed, in %:\n")
-    for row in rows:
-        cells = [one_line(row[name]) for name in fields if row.get(name) is not None]
-        print(f"- {', '.join(cells)}: {row['seeds']}")
+    for line in lines:
+        cells = [one_line(line[name]) for name in fields if line.get(name) is not None]
+        print(f"- {', '.join(cells)}: {line['seeds']}")
 
 
 # ------------------------------------------------------------ figures of records

@@ -20,13 +20,15 @@ from parts.tasks import TASKS
 # All fields of a record belong to the setting, except those in NOT_SETTING. A new flag belongs to the setting.
 RESULTS = ("run", "arm", "ce", "scl", "scl_lowest", "scl_collapsed", "best_step", "validation_accuracy",
            "validation_accuracies", "test_accuracy", "test_macro_f1", "test_mcc", "test_correct", "seconds")
-ROW = ("lam", "tau", "ce_temperature", "lr", "head_lr", "steps", "eval_every")
+LOSS = ("lam", "tau", "ce_temperature")
+TRAINING = ("lr", "head_lr", "steps", "eval_every")
+ROW = (*LOSS, *TRAINING)
 MACHINE = ("device", "cpu_capability", "python", "torch", "transformers", "commit", "data_dir", "processes")
 FROM_SEED_OR_DATA = ("seed", "train_checksum", "validation_checksum", "train_size", "validation_size", "num_texts",
                      "model")  # `base_model` is part of the setting, `model` is not
 NOT_SETTING = {*RESULTS, *ROW, *MACHINE, *FROM_SEED_OR_DATA}
 NOISE = ("noise", "noise_level", "translators")
-CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # values of lam, tau and ce_temperature
+CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # values of LOSS
 
 TEXTS = ("task", "model", "pooling", "precision", "train_checksum", "validation_checksum", "test_checksum")
 LIMITS = {"lam": (0, 1), "lr": (0, 1e9), "head_lr": (0, 1e9), "steps": (1, 1e9), "eval_every": (1, 1e9),
@@ -88,6 +90,7 @@ def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> 
         record["setting"] = tuple(sorted(named.items()))
         record["row"] = tuple(map(record.get, ROW))
         hash(record["row"])  # raises TypeError if a value is a list
+        record["loss"] = tuple(map(record.get, LOSS))
         record["method"] = method_name(record)
         record["papers_gain"] = papers_gain(record)
         record["noise_text"] = f"{record['noise']} noise {record['noise_level']:g}" if record["noise"] else ""
@@ -123,15 +126,14 @@ def compared_fields(records: list[dict]) -> list[str]:
     """Returns the names of the fields that a table compares, with learning rates and steps at the end."""
     names = dict.fromkeys(name for record in records for name in record if name in dict(record["setting"]))
     unnamed = ("task", "shots", "shots_per_class", "base_model", "test_checksum", "test_size")
-    return ["model", *(name for name in names if name not in unnamed), *ROW[3:]]
+    return ["model", *(name for name in names if name not in unnamed), *TRAINING]
 
 
 def papers_gain(record: dict) -> float | None:
     """Returns the gain of CE + SCL over CE in the paper, in percentage points, or None if the paper has no result."""
-    is_papers_method = tuple(record[name] for name in ROW[:3]) == CE_SCL
     is_papers_setup = record.get("batch_size") == 16 and record["noise"] in (None, "backtranslation")
     is_from_sst2 = is_transfer(record) and Path(record["base_model"]).name.startswith("sst2-")
-    if not is_papers_method or not is_papers_setup or is_from_sst2 != bool(record["shots_per_class"]):
+    if record["loss"] != CE_SCL or not is_papers_setup or is_from_sst2 != bool(record["shots_per_class"]):
         return None
     ce, ce_scl = PAPER.get((record["task"], record["size"], record["noise_level"]), (None, None))
     return None if ce is None else ce_scl - ce
@@ -151,15 +153,15 @@ def first(row: Row) -> dict:
     return next(iter(row.values()))
 
 
-def matching_row(rows: dict[tuple, Row], method: tuple, record: dict) -> Row:
-    """Returns the table row of `method` that has the same learning rates and number of steps as the record.
+def matching_row(rows: dict[tuple, Row], loss: tuple, record: dict) -> Row:
+    """Returns the table row with this loss that has the same learning rates and number of steps as `record`.
 
-    If several table rows match, `eval_every` must be the same, too. If no table row matches and the method has only one
-    table row, returns this row. Otherwise returns an empty dictionary. For lam = 1, ignores head_lr, because only the
-    second stage uses head_lr.
+    If several table rows match, `eval_every` must be the same, too. If no table row matches and there is only one table
+    row with this loss, returns this row. Otherwise returns an empty dictionary. For lam = 1, ignores head_lr, because
+    only the second stage uses head_lr.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
-    candidates = [row for key, row in rows.items() if key[:3] == method]
+    candidates = [row for row in rows.values() if first(row)["loss"] == loss]
     for fields in ([*names, "eval_every"], names, []):
         matching = [row for row in candidates if all(first(row)[name] == record[name] for name in fields)]
         if len(matching) == 1:
@@ -192,7 +194,7 @@ def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
     """
     effects = []
     for rows in read_settings(files).values():
-        for row in (row for key, row in rows.items() if key[:3] == CE_SCL):
+        for row in (row for row in rows.values() if first(row)["loss"] == CE_SCL):
             in_file = {key: other for key, other in rows.items() if first(other)["file"] == first(row)["file"]}
             ce = matching_row(rows, CE, first(row)) or matching_row(in_file, CE, first(row))
             if paired_differences(row, ce, "train", "validation", "test"):
@@ -216,7 +218,7 @@ def read_grid(files: list[str]) -> tuple[dict[tuple, Row], Row]:
 
     rows = settings[first_setting]
     cells: dict[tuple, Row] = {}
-    for row in (row for key, row in rows.items() if key[0]):
+    for row in (row for row in rows.values() if first(row)["lam"] > 0):
         record = first(row)
         usual = first(next(iter(cells.values()), row))
         for name in ("lr", "steps", "eval_every"):

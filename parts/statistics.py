@@ -203,9 +203,9 @@ def table_rows(settings: Settings) -> list[dict]:
         clean = settings.get(without_noise, {}) if without_noise != setting else {}
         for key in sorted(of_setting, key=lambda key: tuple(value or 0 for value in key)):
             row, record = of_setting[key], first(of_setting[key])
-            is_one_of_several = sum(other[:3] == key[:3] for other in of_setting) > 1
-            ce = matching_row(of_setting, CE, record) if key[:3] != CE else {}
-            rows.append(table_row(row, ce, matching_row(clean, key[:3], record), is_one_of_several))
+            is_one_of_several = sum(first(other)["loss"] == record["loss"] for other in of_setting.values()) > 1
+            ce = matching_row(of_setting, CE, record) if record["loss"] != CE else {}
+            rows.append(table_row(row, ce, matching_row(clean, record["loss"], record), is_one_of_several))
     return rows
 
 

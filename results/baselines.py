@@ -89,9 +89,9 @@ def read_tuned() -> dict[tuple, Row]:
     """Returns the fine-tuned runs by encoder, task, shots and method, with the best learning rates of each method."""
     found: dict[tuple, list[Row]] = {}
     for rows in read_settings([str(HERE / file) for file in TUNED if (HERE / file).exists()]).values():
-        for key, row in rows.items():
+        for row in rows.values():
             record = shown(first(row))
-            found.setdefault((record["model"], record["task"], record["size"], key[:3]), []).append(row)
+            found.setdefault((record["model"], record["task"], record["size"], record["loss"]), []).append(row)
     return {key: best_row(rows) for key, rows in found.items()}
 
 
