@@ -21,7 +21,7 @@ from scipy.special import softmax
 from parts.data import Split
 from parts.errors import UserError, explain_errors, one_line
 from parts.flags import Parser
-from parts.settings import LIMITS, compared_fields, complete, read_effects, read_grid, read_settings, shown
+from parts.settings import LIMITS, add_names, compared_fields, complete, read_effects, read_grid, read_settings, shown
 from parts.statistics import COLUMNS, EXPLAINED, cosines, spread, summarise, table_rows
 from parts.tasks import TASKS, load_data, read_texts
 
@@ -149,6 +149,9 @@ def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Spl
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    found = len(split.texts[0])
+    if found != (expected := record.get("num_texts", found)):  # old records lack num_texts
+        raise UserError(f"argument RUN: {folder} expects {expected} text(s) per example, got {found}")
     try:
         tokenizer = load_tokenizer(folder, record["pooling"], record["max_length"])
         if check:
@@ -160,29 +163,6 @@ def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Spl
         raise UserError(f"argument RUN: {folder} has no trained classifier for {', '.join(names)}")
     model.to(pick_device(device))
     return predict(model, split, record["precision"])
-
-
-def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the checkpoint's class names in the order of the task's classes.
-
-    Matches the classes by name. If the class names are numbers in the task and words in the checkpoint, matches the
-    classes by number. If the class names of the task are numbers, prints the class name for each number.
-    """
-    from parts.pretrained import match_classes, saved_classes
-
-    own = saved_classes(folder)
-    by_name = match_classes(own, wanted)
-    by_number = [int(name) for name in wanted if name.isdecimal()]
-    own_are_words = not any(name.isdecimal() for name in own)
-    if by_name is None and not (own_are_words and sorted(wanted) == sorted(map(str, range(len(own))))):
-        raise UserError(f"argument --task: the classes of {task} are {', '.join(wanted)}, but those of {folder} are "
-                        f"{', '.join(own)}; use the same names")
-    names = tuple(own[i] for i in (by_number if by_name is None else by_name))
-    if by_number:
-        pairs = ", ".join(f"{one_line(number)} = {one_line(name)}" for number, name in zip(wanted, names, strict=True))
-        print(f"{one_line(folder)}: the class numbers of {one_line(task)} stand for these class names: {pairs}",
-              file=sys.stderr)
-    return names
 
 
 def evaluate(folder: str, args: argparse.Namespace):
@@ -198,7 +178,11 @@ def evaluate(folder: str, args: argparse.Namespace):
     if args.task is None and not is_its_own:
         raise UserError(f"argument RUN: {folder} was tested on other data than {task} has now; give --task or "
                         "--data-dir")
-    names = data.label_names if is_its_own else assign_classes(folder, task, data.label_names)
+    names = data.label_names
+    if not is_its_own:
+        from parts.pretrained import assign_classes
+
+        names = assign_classes(folder, task, names)
     class_logits, features = run_checkpoint(folder, record, names, data.test, args.device, check=True)
     accuracy, recorded = np.mean(class_logits.argmax(axis=1) == data.test.labels), record.get("test_accuracy")
     if is_its_own and isinstance(recorded, float) and abs(accuracy - recorded) > 1e-9:
@@ -209,7 +193,8 @@ def evaluate(folder: str, args: argparse.Namespace):
 
 def evaluate_all(args: argparse.Namespace) -> tuple[list[tuple], list[str]]:
     """Returns two lists: the result of `evaluate` for each run, and the names of the fields in which records differ."""
-    tests = [evaluate(folder, args) for folder in args.runs]
+    tests = [evaluate(folder, args) for folder in dict.fromkeys(args.runs)]
+    add_names([record for record, *_ in tests])
     records = [shown(record) for record, *_ in tests]
     return tests, [name for name in compared_fields(records) if len({str(record.get(name)) for record in records}) > 1]
 
@@ -218,20 +203,23 @@ def score(args: argparse.Namespace) -> None:
     from sklearn.metrics import confusion_matrix
 
     tests, differing = evaluate_all(args)
-    rows, arms = [], dict[tuple, list]()
+    rows, arms = [], dict[tuple, tuple]()
+    if len({record["ce_temperature"] for record, *_ in tests}) > 1:
+        differing.append("ce_temperature")
     for record, _, labels, class_logits, features in tests:
         details = [shown(record).get(name) for name in differing]
         measures = measure(labels, class_logits.argmax(axis=1), features)
         shares = [np.bincount(labels).max() / len(labels), *measures.values()]
         numbers = [len(labels), *(f"{share:.4f}" for share in shares)]
         rows.append([record["run"], shown(record)["task"], *details, *numbers])
-        arms.setdefault((record["arm"], *details), []).append(measures.values())
+        _, of_arm = arms.setdefault((record["setting"], record["row"]), ([record["arm"], *details], {}))
+        of_arm[record["run"]] = measures.values()
     print_table(["run", "task", *differing, "test examples", "largest class", *measures], rows)
 
     if len(arms) < len(rows):
         print("\nMean ± sample standard deviation over the seeds:\n")
-        cells = [[*arm, len(of_arm), *(spread(column, 3) for column in zip(*of_arm, strict=True))]
-                 for arm, of_arm in arms.items()]
+        cells = [[*names, len(of_arm), *(spread(column, 3) for column in zip(*of_arm.values(), strict=True))]
+                 for names, of_arm in arms.values()]
         print_table(["runs", *differing, "n", *measures], cells)
 
     for record, names, labels, class_logits, _ in tests:
@@ -269,11 +257,6 @@ def predict(args: argparse.Namespace) -> None:
     record = read_checkpoint(args.run)
     with explain_errors("FILE", args.file, "one text per line in UTF-8, or a table with the column text"):
         rows = read_texts(args.file)
-    expected = record.get("num_texts", len(rows[0]))  # old records lack num_texts
-    for number, row in enumerate(rows, start=1):
-        if len(row) != expected:
-            raise UserError(f"argument FILE: {args.file}, text {number}: this model expects {expected} text(s) per "
-                            f"example, got {len(row)}")
     names = saved_classes(args.run)
     class_logits, _ = run_checkpoint(args.run, record, names, Split(rows, np.zeros(len(rows), dtype=int)), args.device)
     for probabilities in softmax(class_logits, axis=1):

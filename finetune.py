@@ -377,8 +377,8 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
 def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.device) -> tuple[Split, Split, Split]:
     """Returns the data of a seed: training set (a k-shot sample, perhaps with noise), validation set and test set."""
     train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
-    if args.noise == "backtranslation" and not args.dry_run:
-        train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device)
+    if args.noise == "backtranslation":
+        train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device, args.dry_run)
     elif args.noise in ("label", "word"):
         train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
     return train, validation, test
@@ -392,7 +392,8 @@ def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, 
         return False
     if found:
         records.print_result(found[0], test, label_names)
-        print(f"this run is finished; to repeat the run, delete its line in {results} or choose another --out")
+        finished = "finished" if (out / config["run"]).is_dir() else "finished and has no checkpoint"
+        print(f"this run is {finished}; to repeat the run, delete its line in {results} or choose another --out")
     if rank() == 0:
         records.remove(out / f"{config['run']}.state.pt")  # a killed process may have left this file
     return True

@@ -179,12 +179,15 @@ def drop_or_swap_words(text: str, level: float, rng: np.random.Generator) -> str
 
 
 def back_translate(split: Split, temperature: float, translators: list[str], out: Path, seed: int,
-                   device: Any, copies: int = 3) -> Split:  # fmt: skip
+                   device: Any, dry_run: bool = False, copies: int = 3) -> Split:  # fmt: skip
     """Adds three sampled back-translations (English to German to English) of each example, as in the paper's Table 3.
 
     Stores the translations in a file in the folder `out`. A digest of the examples, seed, temperature and models is
-    part of the file's name.
+    part of the file's name. A dry run does not translate: it returns copies of the examples as their translations.
     """
+    if dry_run:
+        print("note: a dry run does not translate; it uses copies of the examples instead", file=sys.stderr)
+        return Split(split.texts * (1 + copies), np.tile(split.labels, 1 + copies))
     key = hashlib.sha256(json.dumps([split.checksum, seed, temperature, translators]).encode())
     file = Path(out, f"backtranslation-{key.hexdigest()[:12]}.json")
     texts = [text for row in split.texts for _ in range(copies) for text in row]

@@ -7,6 +7,8 @@ import argparse
 import contextlib
 import json
 import os
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,17 @@ TRANSLATORS = ["Helsinki-NLP/opus-mt-en-de", "Helsinki-NLP/opus-mt-de-en"]
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a UserError for a wrong argument. Plain argparse would print the usage of the program before the error."""
+    """Raises a UserError for a wrong argument. Plain argparse would print the usage of the program before the error.
+
+    Rejects an empty argument, such as the value of a shell variable that is not set.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        for previous, text in zip(["", *args], args, strict=False):
+            if not text or re.fullmatch("--[a-z-]+=", text):
+                self.error(f"argument {previous if not text else text[:-1]}: got an empty text; expected a value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
         raise UserError(message)

@@ -6,17 +6,17 @@ from collections import Counter
 import numpy as np
 from scipy.special import stdtrit
 
-from parts.errors import UserError, explain_errors, one_line
+from parts.errors import UserError, one_line
 from parts.settings import NOISE, Row, first, is_transfer, paired_differences, shown, values
-from parts.statistics import agree, pooled, t_interval, top_three_gain
+from parts.statistics import agree, pooled, project, t_interval, top_three_gain
 
 NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "qqp": "QQP",
          "wnli": "WNLI", "amazon_polarity": "Amazon", "yelp_polarity": "Yelp", "TREC6": "TREC-6"}  # fmt: skip
 # The colours are the colour-blind-safe colours of Okabe and Ito.
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_LINES = 25
-NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_checksum", "test_size",
-                "micro_batch_size", "compile", "precision"}  # fields that a label omits or shows under another name
+HIDDEN = ("eval_every", "precision", "micro_batch_size", "compile", "test_checksum")  # only shown if labels are equal
+NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_size", *HIDDEN}
 HEADING = ("pooling", "lr", "head_lr", "steps")
 
 
@@ -32,14 +32,13 @@ def save(figure, output: str, width: float, height: float) -> None:
         text.set_parse_math(False)
     try:
         figure.savefig(output, dpi=150)
-    except ValueError as error:  # raised for an unknown file format
+    except (ValueError, RuntimeError) as error:  # an unknown file format, or a format whose program is missing
         raise UserError(f"argument -o: {output} cannot be written: {error}") from None
     print(f"picture in {one_line(output)}")
 
 
 def task_name(record: dict) -> str:
-    task = record["task"].rstrip("/").rsplit("/", 1)[-1]
-    return one_line(NAMES.get(task, task), 24)
+    return one_line(NAMES.get(record["task_name"], record["task_name"]), 24)
 
 
 def size_name(record: dict) -> str:
@@ -98,7 +97,7 @@ def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
 
 def encoder_name(row: Row) -> str:
     record = first(row)
-    name = one_line(record["base_model"].rsplit("/", 1)[-1], 40)
+    name = one_line(record["model_name"], 40)
     return f"transfer from {name}" if is_transfer(record) else name
 
 
@@ -111,12 +110,15 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """
     all_fields = [label_fields(*pair) for pair in pairs]
     usual = {name: Counter(fields.get(name) for fields in all_fields).most_common(1)[0][0] for name in all_fields[0]}
+    all_details = [[text for name, text in fields.items() if text and text != usual.get(name)] for fields in all_fields]
+    labels = [effect_label(row, details) for (row, _), details in zip(pairs, all_details, strict=True)]
     groups: dict[tuple, list[tuple]] = {}
-    for (row, ce), fields in zip(pairs, all_fields, strict=True):
+    for (row, ce), label, details in zip(pairs, labels, all_details, strict=True):
         record = first(row)
-        details = [text for name, text in fields.items() if text and text != usual.get(name)]
-        label = ", ".join(filter(None, [task_name(record), size_name(record), record["noise_text"]]))
-        label = "\n".join(filter(None, [label, one_line(", ".join(details), 32)]))
+        others = [first(other) for (other, _), text in zip(pairs, labels, strict=True) if text == label]
+        differing = [f"{name.replace('_', ' ')} {short(record.get(name))}" for name in HIDDEN
+                     if any(other.get(name) != record.get(name) for other in others)]
+        label = effect_label(row, [*differing, *details])
         number = int(record["shots"] or record["shots_per_class"] or 10**9)
         key = (bool(record["noise"]), bool(record["shots_per_class"]), number, size_name(record))
         line = label, t_interval(paired_differences(row, ce)), (row, ce)
@@ -131,6 +133,13 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
         if has_several_tasks and agree([interval for _, interval, _ in group]) and not np.isnan(mean[1]):
             lines.append((f"mean, {'noise' if is_noise else size}", mean, ()))
     return lines
+
+
+def effect_label(row: Row, details: list[str]) -> str:
+    """Returns a label of one or two lines: task, number of examples and noise; then the details."""
+    record = first(row)
+    name = ", ".join(filter(None, [task_name(record), size_name(record), record["noise_text"]]))
+    return "\n".join(filter(None, [name, one_line(", ".join(details), 32)]))
 
 
 def label_fields(row: Row, ce: Row) -> dict[str, str]:
@@ -156,7 +165,7 @@ def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | 
                 ce: Row | None = None) -> None:  # fmt: skip
     """Draws one line of the figure: the comparison of `row` with `ce`. If `row` is None, draws the mean of a group."""
     mean, low, high = (100 * part for part in interval)
-    shape, colour, label = "s", "#0072B2", "mean, 95 % interval"
+    shape, colour, label = ("s", "#0072B2", "mean, 95 % interval") if row else ("D", "black", "mean of a group")
     if row:
         draw_seeds(panel, y, [100 * gain for gain in paired_differences(row, ce).values()])
         papers, top = first(row)["papers_gain"], top_three_gain(row, ce)
@@ -165,8 +174,6 @@ def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | 
         if papers is not None:
             panel.plot([papers], [y - 0.23], "x", color="#D55E00", markersize=5, mew=1.8,
                        label="top 3 seeds in the paper")
-    else:
-        shape, colour, label = "D", "black", "mean of a group"
     panel.plot([low, high], [y, y], color=colour, linewidth=1.8, label="_interval")
     left, right = panel.get_xlim()
     for is_beyond, end, arrow in ((low < left, left + 0.4, "<"), (high > right, right - 0.4, ">")):
@@ -214,7 +221,7 @@ def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
     means = np.full((len(lams), len(taus)), np.nan)
     for (lam, tau), gain in gains.items():
         means[lams.index(lam), taus.index(tau)] = gain.mean()
-    n = len(first_row := next(iter(cells.values())))
+    n = len(next(iter(cells.values())))
     spread = np.sqrt(np.mean([gain.var(ddof=1) for gain in gains.values()])) if n > 1 else 0
     half = stdtrit(n - 1, 0.975) * spread / n**0.5 if n > 1 else 0
     reach = max(2, np.nanmax(np.abs(means)), 2 * half)
@@ -222,10 +229,13 @@ def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
     figure = Figure(layout="constrained")
     panel = figure.subplots()
     image = panel.imshow(means, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
-    record = first(first_row)
+    record = first(min(cells.values(), key=lambda row: first(row)["lam"]))
     base = "the mean of all cells"
     if ce:
-        base = "CE" if first(ce)["steps"] == record["steps"] else f"CE with {first(ce)['steps']} steps"
+        texts = {"lr": "lr {}", "head_lr": "head lr {}", "steps": "{} steps"}
+        differing = [text.format(short(first(ce)[name])) for name, text in texts.items()
+                     if first(ce)[name] != record[name] and (name != "head_lr" or record["lam"] < 1)]
+        base = f"CE with {', '.join(differing)}" if differing else "CE"
     figure.colorbar(image, label=f"points above {base}, {centre:.1f}")
     for (lam, tau), gain in gains.items():
         text = signed(gain.mean()) + (f"\n± {gain.std(ddof=1):.1f}" if n > 1 else "")
@@ -293,15 +303,3 @@ def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str
         accuracy = f"accuracy {100 * np.mean(labels == class_logits.argmax(axis=1)):.1f} %"
         titles.append("\n".join(one_line(line, 40) for line in (", ".join(own[:2]), ", ".join([accuracy, *own[2:]]))))
     return f"t-SNE of test features: {shared}" if shared else "t-SNE of test features", titles
-
-
-def project(features: np.ndarray, run: str) -> np.ndarray:
-    """Returns t-SNE coordinates (N, 2) from cosine distances. Rejects features that all point in the same direction."""
-    from sklearn.manifold import TSNE
-
-    z = features / np.maximum(np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True), 1e-300)
-    if len(z) < 4 or np.ptp(z, axis=0).max() < 1e-6:
-        raise UserError(f"argument RUN: {run}: t-SNE needs at least four test examples, and features that differ")
-    with explain_errors("RUN", run, "features that t-SNE can draw"):
-        tsne = TSNE(metric="cosine", init="pca", perplexity=min(30, (len(z) - 1) / 3), random_state=0)
-        return tsne.fit_transform(z)

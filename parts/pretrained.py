@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from parts.data import demo_data
-from parts.errors import UserError, connect_hub, explain_errors
+from parts.errors import UserError, connect_hub, explain_errors, one_line
 from parts.model import Model
 
 
@@ -204,6 +204,27 @@ def match_classes(saved: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] 
     if len(set(saved)) < len(saved) or set(saved) != set(wanted):
         return None
     return [saved.index(name) for name in wanted]
+
+
+def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the checkpoint's class names in the order of the task's classes.
+
+    Matches the classes by name. If the class names are numbers in the task and words in the checkpoint, matches the
+    classes by number. If the class names of the task are numbers, prints the class name for each number.
+    """
+    own = saved_classes(folder)
+    by_name = match_classes(own, wanted)
+    by_number = [int(name) for name in wanted if name.isdecimal()]
+    own_are_words = not any(name.isdecimal() for name in own)
+    if by_name is None and not (own_are_words and sorted(wanted) == sorted(map(str, range(len(own))))):
+        raise UserError(f"argument --task: the classes of {task} are {', '.join(wanted)}, but those of {folder} are "
+                        f"{', '.join(own)}; use the same names")
+    names = tuple(own[i] for i in (by_number if by_name is None else by_name))
+    if by_number:
+        pairs = ", ".join(f"{one_line(number)} = {one_line(name)}" for number, name in zip(wanted, names, strict=True))
+        print(f"{one_line(folder)}: the class numbers of {one_line(task)} stand for these class names: {pairs}",
+              file=sys.stderr)
+    return names
 
 
 @torch.no_grad()

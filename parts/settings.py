@@ -9,13 +9,14 @@ import itertools
 import json
 import math
 import os
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from parts.errors import UserError, explain_errors
 from parts.records import ARM_AND_SEED, base_model, method_name, read_records
-from parts.tasks import TASKS
 
 # All fields of a record belong to the setting, except those in NOT_SETTING. A new flag belongs to the setting.
 RESULTS = ("run", "arm", "ce", "scl", "scl_lowest", "scl_collapsed", "best_step", "validation_accuracy",
@@ -74,6 +75,7 @@ def read_settings(files: list[str]) -> Settings:
                                 f"{other['run']} (in {other['file']}) and {record['run']} (in {file}); keep one")
     if not settings:
         raise UserError(f"argument RESULTS.jsonl: no record in {', '.join(files)}")
+    add_names([record for rows in settings.values() for row in rows.values() for record in row.values()])
     return settings
 
 
@@ -84,7 +86,8 @@ def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> 
         arm = ARM_AND_SEED.match(record["run"])  # old records lack the fields arm and base_model
         record = {"arm": arm[1] if arm else record["run"], "base_model": base_model(record["model"])} | record
         record = dict.fromkeys(("shots", "shots_per_class", "tau", "ce_temperature", "data_dir", *NOISE)) | record
-        named = {name: json.dumps(value) for name, value in record.items() if value and name not in NOT_SETTING}
+        named = {name: json.dumps(value) for name, value in record.items()
+                 if name not in NOT_SETTING and value is not None and value is not False}
         per_class = record["shots_per_class"]
         record["size"] = f"{per_class} a class" if per_class else str(record["shots"] or "all")
         record["setting"] = tuple(sorted(named.items()))
@@ -97,6 +100,7 @@ def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> 
         if "test_correct" in record:  # one bit per test example, in hexadecimal
             bits = np.unpackbits(np.frombuffer(bytes.fromhex(record["test_correct"]), np.uint8))
             record["correct"] = bits[: record["test_size"]].reshape(record["test_size"]).astype(int)
+        add_names([record])
         return record
 
 
@@ -112,12 +116,23 @@ def check(record: dict, limits: dict[str, tuple]) -> None:
                          "number otherwise")
 
 
+def add_names(records: list[dict]) -> None:
+    """Adds short names of the task and the model to each record: the last part of the path.
+
+    If several paths have the same last part, the whole path is the name.
+    """
+    for field, name in (("task", "task_name"), ("base_model", "model_name")):
+        ends = Counter(Path(path).name for path in {record[field] for record in records})
+        for record in records:
+            end = Path(record[field]).name
+            record[name] = end if ends[end] == 1 else record[field]
+
+
 def shown(record: dict) -> dict:
-    """Returns the record for a table: with folder names instead of paths, and None instead of default values."""
+    """Returns the record for a table: with names instead of paths, and None instead of default values."""
     usual = {"head_lr": record["lr"], "eval_every": math.ceil(record["steps"] / 10)}
     derived = {name: None for name, value in usual.items() if record[name] == value}
-    folders = {"model": Path(record["base_model"]).name or record["base_model"],
-               "task": record["task"] if record["task"] in TASKS else Path(record["task"]).name or record["task"]}
+    folders = {"model": record["model_name"], "task": record["task_name"]}
     lists = {name: " ".join(map(str, value)) for name, value in record.items() if isinstance(value, list)}
     return record | derived | lists | folders
 
@@ -191,6 +206,7 @@ def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
     """Returns pairs of table rows: a row of CE + SCL (lam 0.9, tau 0.3), and the matching row of CE.
 
     Looks for the row of CE in all files. If several rows of CE match, looks only in the file that has the CE + SCL row.
+    Prints a message for each row of CE + SCL without a matching row of CE.
     """
     effects = []
     for rows in read_settings(files).values():
@@ -199,6 +215,9 @@ def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
             ce = matching_row(rows, CE, first(row)) or matching_row(in_file, CE, first(row))
             if paired_differences(row, ce, "train", "validation", "test"):
                 effects.append((row, ce))
+            else:
+                print(f"not drawn: {describe(first(row))}, because no row of CE has the same seeds, learning rates and "
+                      "number of steps", file=sys.stderr)
     if not effects:
         raise UserError("argument RESULTS.jsonl: no seed has both --lam 0 and --lam 0.9 --tau 0.3")
     return effects
@@ -217,23 +236,27 @@ def read_grid(files: list[str]) -> tuple[dict[tuple, Row], Row]:
         raise UserError(f"argument RESULTS.jsonl: a grid needs one setting, but {name} is {found}")
 
     rows = settings[first_setting]
+    of_scl = [row for row in rows.values() if first(row)["lam"] > 0]
+    if not of_scl:
+        raise UserError("argument RESULTS.jsonl: no run with --lam above 0 to draw")
+    usual_row = min(of_scl, key=lambda row: first(row)["lam"] == 1)  # the first row with lam < 1, if there is one
     cells: dict[tuple, Row] = {}
-    for row in (row for row in rows.values() if first(row)["lam"] > 0):
-        record = first(row)
-        usual = first(next(iter(cells.values()), row))
-        for name in ("lr", "steps", "eval_every"):
-            if record[name] != usual[name]:
+    for row in of_scl:
+        record, usual = first(row), first(usual_row)
+        for name in ("lr", "head_lr", "steps", "eval_every"):
+            # For lam = 1, only the second stage uses head_lr.
+            if record[name] != usual[name] and (name != "head_lr" or record["lam"] < 1):
                 raise UserError(f"argument RESULTS.jsonl: {describe(record)} has {name} {record[name]}, "
                                 f"{usual['method']} has {usual[name]}; a grid needs one {name}")
         if cells.setdefault((record["lam"], record["tau"]), row) is not row:
             raise UserError(f"argument RESULTS.jsonl: {describe(record)} has several values of head_lr; choose one")
-    if not cells:
-        raise UserError("argument RESULTS.jsonl: no run with --lam above 0 to draw")
 
     seeds = set().union(*cells.values())
     for row in cells.values():
         if missing := seeds - set(row):
             raise UserError(f"argument RESULTS.jsonl: {describe(first(row))} lacks seed {min(missing)}, which another "
                             "cell has; run what is missing")
-    ce = matching_row(rows, CE, first(min(cells.values(), key=lambda row: first(row)["lam"])))
+    ce = matching_row(rows, CE, first(usual_row))
+    for row in (*of_scl, ce):
+        paired_differences(row, usual_row, "train", "validation")
     return cells, {seed: ce[seed] for seed in seeds} if seeds <= set(ce) else {}

@@ -1,10 +1,11 @@
-"""Computes confidence intervals, the mean over several settings, and the rows and summary lines of a table."""
+"""Computes confidence intervals, t-SNE, the mean over several settings, and the rows and summary lines of a table."""
 
 from collections import Counter
 
 import numpy as np
 from scipy.special import stdtrit
 
+from parts.errors import UserError, explain_errors
 from parts.settings import CE, NOISE, Row, Settings, first, matching_row, paired_differences, shown, values
 
 
@@ -66,6 +67,18 @@ def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     intra = (within - len(z)) / (same_pairs - len(z)) if same_pairs > len(z) else np.nan
     inter = (everything - within) / (len(z) ** 2 - same_pairs) if len(sizes) > 1 else np.nan
     return float(intra), float(inter)
+
+
+def project(features: np.ndarray, run: str) -> np.ndarray:
+    """Returns t-SNE coordinates (N, 2) from cosine distances. Rejects features that all point in the same direction."""
+    from sklearn.manifold import TSNE
+
+    z = features / np.maximum(np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True), 1e-300)
+    if len(z) < 4 or np.ptp(z, axis=0).max() < 1e-6:
+        raise UserError(f"argument RUN: {run}: t-SNE needs at least four test examples, and features that differ")
+    with explain_errors("RUN", run, "features that t-SNE can draw"):
+        tsne = TSNE(metric="cosine", init="pca", perplexity=min(30, (len(z) - 1) / 3), random_state=0)
+        return tsne.fit_transform(z)
 
 
 # ------------------------------------------------------------ means over settings
@@ -140,7 +153,8 @@ EXPLAINED = {
     "top 3 minus CE": "top 3 by validation of this row minus top 3 by validation of CE, to compare with paper's gain",
     "minus CE on validation [95 %]": "mean difference to CE in validation accuracy. The validation examples also chose "
                                      "the checkpoints",
-    "minus clean [95 %]": "mean difference to the same method without noise, paired by seed",
+    "minus clean [95 %]": "mean difference to the same method without noise, paired by seed. Without noise, the method "
+                          "has the same learning rates and steps as this row, or has only one row",
     "s.e. of accuracy (test set)": "binomial standard error of the accuracy, because the test set is only a sample",
     "mean difference": "mean over settings with 95 % t interval. The seeds of a task are independent, the settings are "
                        "not. A setting does not count if a method has several rows in this setting",

@@ -64,10 +64,10 @@ def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
     most 500 examples of the other half are our validation set. With the whole training set, the official validation set
     is our test set. For Amazon and Yelp, our test set has 10,000 examples of the official test set.
     """
-    if task == "demo":
-        return demo_data()
     flag, spec = "--data-dir" if data_dir else "--task", TASKS.get(task)
     files = find_files(task, data_dir)
+    if task == "demo":
+        return demo_data()
     with explain_errors(flag, spec.hub if spec else task, "a data set of the hub or files in GLUE's layout",
                         without_hub="give --data-dir with the files in GLUE's layout"):
         if spec is None:

@@ -186,5 +186,6 @@ base-cr() { own_base CR; }
 all="tuning few-shot few-shot-cls chosen-steps last-step grid noise full transfer batch-size base-tuning base base-qnli
     base-head-lr trec6 base-trec6 base-cr"
 for experiment in ${*:-$all}; do
+    [[ " $(echo $all) " = *" $experiment "* ]] || { echo "no experiment $experiment; expected one of" $all >&2; exit 2; }
     $experiment
 done

@@ -209,6 +209,13 @@ def test_back_translation_translates_both_texts_of_a_pair(tmp_path, monkeypatch)
         monkeypatch.setattr(data, "translate", None)  # the second time it reads the file
 
 
+def test_a_dry_run_counts_the_translations_and_translates_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "translate", None)
+    noisy = data.back_translate(split_of("a", "b"), 0.7, ["en", "de"], tmp_path / "out", 0, None, dry_run=True)
+    assert len(noisy) == 8 and np.bincount(noisy.labels).tolist() == [4, 4] and not (tmp_path / "out").exists()
+    assert "a dry run does not translate" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "[1, 2]", '{"a": 1}', "null", '["only one"]', "[1, 2, 3]"])
 def test_a_broken_file_of_translations(tmp_path, monkeypatch, content):
     monkeypatch.setattr(data, "translate", lambda texts, *_: texts)

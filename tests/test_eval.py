@@ -336,6 +336,29 @@ def test_score_gives_the_mean_over_seeds(pair, capsys):
     assert means[0]["accuracy"] == f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}"
 
 
+def test_score_does_not_average_over_different_settings(pair, tmp_path, capsys):
+    out, records = pair
+    (control,) = run(tmp_path, "--shots", 20, "--lam", 0, "--ce-temperature", 0.5, "--save")
+    ce = [out / record["run"] for record in records if record["lam"] == 0]
+    rows, means, *_ = tables(capsys, "score", *ce, tmp_path / control["run"], ce[0])
+    assert [(row["run"], row["ce_temperature"]) for row in rows] == [*((run.name, "") for run in ce),
+                                                                     (control["run"], "0.5")]
+    assert [(row["ce_temperature"], row["n"]) for row in means] == [("", "2"), ("0.5", "1")]
+
+
+def test_score_refuses_pairs_for_a_model_of_single_texts(checkpoints, tmp_path, capsys):
+    for split in ("train", "test"):
+        lines = ["text,text_pair,label", f"the {split},was great,positive", f"the {split},was dull,negative"]
+        write_lines(tmp_path / "own" / f"{split}.csv", lines)
+    error = user_error(capsys, "score", checkpoints["cls"], "--task", tmp_path / "own")
+    assert "expects 1 text(s) per example, got 2" in error
+
+
+def test_a_folder_of_glue_files_is_refused_for_the_demo(checkpoints, tmp_path, capsys):
+    error = user_error(capsys, "score", checkpoints["cls"], "--task", "demo", "--data-dir", tmp_path)
+    assert "argument --data-dir: needs a task of sst2" in error
+
+
 def test_score_on_another_task(checkpoints, own, capsys):
     """Its numbers are the checkpoint's classes, by their order."""
     rows = [("on friday evening the plot was great .", 1), ("on friday evening the plot was dull .", 0)]
@@ -579,7 +602,7 @@ def test_predict_reads_standard_input(checkpoints):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"one\tpair\n", "text 1: this model expects 1 text(s) per example, got 2"),
+    (b"one\tpair\n", "expects 1 text(s) per example, got 2"),
     (b"\xff\xfe", "is not UTF-8"), (None, "cannot be used"),
     (b"", "has no texts")])
 def test_predict_refuses_other_files(checkpoints, tmp_path, capsys, content, message):
@@ -593,7 +616,7 @@ def test_predict_needs_pairs_if_the_task_has_pairs(copy, tmp_path, capsys):
     record = json.loads((copy["cls"] / "record.json").read_text())
     (copy["cls"] / "record.json").write_text(json.dumps(record | {"num_texts": 2}))
     write_lines(tmp_path / "texts", TEXTS)
-    assert "text 1: this model expects 2 text(s) per example, got 1" in user_error(
+    assert "expects 2 text(s) per example, got 1" in user_error(
         capsys, "predict", copy["cls"], tmp_path / "texts")
 
 

@@ -447,6 +447,10 @@ def test_a_finished_run_prints_its_result_and_is_not_repeated(tmp_path, capsys):
     again = capsys.readouterr().out
     assert result in again and "{" not in again and "step 4/4" not in again
     assert "this run is finished; to repeat the run, delete its line in" in again
+    (folder,) = tmp_path.glob("demo-n20-*")
+    shutil.rmtree(folder)
+    run(tmp_path, "--shots", 20, "--seed", 0)
+    assert "this run is finished and has no checkpoint; to repeat the run" in capsys.readouterr().out
     assert len(run(tmp_path, "--shots", 20, "--seed", 0, 1)) == 2
 
 

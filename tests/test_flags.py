@@ -56,6 +56,13 @@ def test_a_wrong_flag_ends_the_program_with_one_line(capsys, tmp_path, flags, me
     assert message in user_error(capsys, tmp_path, *flags.split())
 
 
+@pytest.mark.parametrize("flags", [["--data-dir", ""], ["--data-dir="]])
+def test_an_empty_value_is_rejected(capsys, tmp_path, flags):
+    """The value of a shell variable that is not set."""
+    error = user_error(capsys, tmp_path, "--task", "demo", *flags)
+    assert "argument --data-dir: got an empty text; expected a value" in error
+
+
 def test_minus_zero_is_zero():
     assert str(finetune.parse_args(["--task", "demo", "--lam", "-0", "0"]).lam) == "[0.0, 0.0]"
 

@@ -121,9 +121,18 @@ def test_a_label_names_what_is_not_usual(tmp_path, drawn):
                *pairs([0.01], task="rte", head_lr=1e-3), *pairs([0.01], noise="word", noise_level=0.3),
                *pairs([0.01], precision="bf16")]
     assert lines_of(effects(drawn, write(tmp_path, *records))) == [
-        "encoder, cls pooling, lr 1e-5, 200 steps", "SST-2, N = 20", "QNLI, N = 20", "TREC-6, N = 20\nbatch size 64",
-        "SST-2, N = 20\nmean pooling", "RTE, N = 20\nhead lr 1e-3", "SST-2, N = 20",
-        "SST-2, N = 100\nlr 2e-5 / 1e-5, 100 / 200 steps", "SST-2, N = 20, word noise 0.3"]
+        "encoder, cls pooling, lr 1e-5, 200 steps", "SST-2, N = 20\nprecision fp32", "QNLI, N = 20",
+        "TREC-6, N = 20\nbatch size 64", "SST-2, N = 20\nmean pooling", "RTE, N = 20\nhead lr 1e-3",
+        "SST-2, N = 20\nprecision bf16", "SST-2, N = 100\nlr 2e-5 / 1e-5, 100 / 200 steps",
+        "SST-2, N = 20, word noise 0.3"]
+
+
+@pytest.mark.parametrize("field, one, two, text", [
+    ("dropout", 0.1, 0, "dropout 0"), ("eval_every", 20, 40, "eval every 40"), ("task", "a/own", "b/own", "b/own"),
+    ("model", "a/encoder", "b/encoder", "b/encoder")])
+def test_comparisons_of_different_runs_have_different_labels(tmp_path, drawn, field, one, two, text):
+    lines = lines_of(effects(drawn, write(tmp_path, *pairs([0.01], **{field: one}), *pairs([0.02], **{field: two}))))
+    assert len(lines) == (4 if field == "model" else 3) and sum(text in line for line in lines) == 1
 
 
 def test_shots_come_first_then_all_of_train_then_noise_and_transfer_has_its_own_heading(tmp_path, drawn):
@@ -245,6 +254,11 @@ def test_a_grid_names_another_number_of_steps_of_ce(tmp_path, drawn):
     assert figure.axes[1].get_ylabel() == "points above CE with 100 steps, 65.0"
 
 
+def test_a_grid_names_another_learning_rate_of_ce(tmp_path, drawn):
+    figure = grid(drawn, write(tmp_path, fake(0, 0, 0.8, 0.65, lr=1e-4), fake(0, 0.9, 0.8, 0.7)))
+    assert figure.axes[1].get_ylabel() == "points above CE with lr 1e-4, 65.0"
+
+
 def test_a_grid_without_ce_is_relative_to_its_mean(tmp_path, drawn):
     records = [fake(0, 0, 0.8), fake(1, 0.9, 0.8, 0.7), fake(1, 0.5, 0.8, 0.6)]  # CE has another seed
     panel, bar = grid(drawn, write(tmp_path, *records)).axes
@@ -363,3 +377,12 @@ def test_an_unknown_format_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"argument -o: .*x\.nonsense cannot be written"):
         pictures.draw_tsne([cloud(["a", "b"])], [], str(tmp_path / "x.nonsense"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_format_whose_program_is_missing_is_reported(tmp_path, monkeypatch):
+    def savefig(*_, **__):
+        raise RuntimeError("xelatex not found")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    with pytest.raises(UserError, match=r"argument -o: .*x\.pgf cannot be written: xelatex not found"):
+        pictures.draw_tsne([cloud(["a", "b"])], [], str(tmp_path / "x.pgf"))

@@ -38,7 +38,8 @@ def test_a_missing_field_equals_none_and_false(tmp_path, value):
 
 
 @pytest.mark.parametrize("field, value", [
-    ("test_checksum", "u"), ("test_size", 3), ("batch_size", 32), ("model", "other"), ("pooling", "mean")])
+    ("test_checksum", "u"), ("test_size", 3), ("batch_size", 32), ("model", "other"), ("pooling", "mean"),
+    ("dropout", 0)])
 def test_another_value_makes_another_setting(tmp_path, field, value):
     assert len(read(write(tmp_path, fake(0, 0, 0.8), fake(1, 0, 0.8, **{field: value})))) == 2
 
@@ -181,6 +182,15 @@ def test_effects_without_a_pair(tmp_path):
     assert "no seed has both --lam 0 and --lam 0.9 --tau 0.3" in told
 
 
+def test_a_comparison_that_is_not_drawn_is_reported(tmp_path, capsys):
+    records = [*pairs([0.1]), *pairs([0.1], shots=100)[1:], fake(0, 0, 0.7, task="rte", lr=2e-5),
+               fake(0, 0, 0.7, task="rte", lr=5e-5), fake(0, 0.9, 0.8, task="rte")]
+    assert len(settings.read_effects([str(write(tmp_path, *records))])) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"not drawn: {name}, {CE_SCL}, because no row of CE has the same seeds, learning rates and number of steps"
+        for name in ("sst2, N = 100", "rte, N = 20")]
+
+
 def test_pairs_with_different_data_are_refused(tmp_path):
     file = write(tmp_path, fake(0, 0, 0.8), fake(0, 0.9, 0.8, train_checksum="u"))
     assert f"CE and {CE_SCL} have different train sets at seed 0" in refusal(settings.read_effects, file)
@@ -228,7 +238,11 @@ def test_a_grid_prefers_ce_with_its_own_number_of_steps(tmp_path):
     ([fake(0, 0.9, 0.8), fake(0, 0.9, 0.8, shots=100)], "a grid needs one setting, but shots is "),
     ([fake(0, 0.9, 0.8), fake(0, 0.5, 0.8, lr=1e-3)], "(0.5, 0.3) has lr 0.001, CE + SCL (0.9, 0.3) has 1e-05"),
     ([fake(0, 0.9, 0.8), fake(0, 0.5, 0.8, steps=9)], "CE + SCL (0.5, 0.3) has steps 9, CE + SCL (0.9, 0.3) has 200"),
-    ([fake(0, 0.9, 0.8), fake(0, 0.9, 0.8, head_lr=1e-3)], "has several values of head_lr"),
+    ([fake(0, 0.9, 0.8), fake(0, 0.9, 0.8, head_lr=1e-3)], "has head_lr 0.001, CE + SCL (0.9, 0.3) has 1e-05"),
+    ([fake(0, 1, 0.8), fake(0, 0.9, 0.8), fake(0, 0.5, 0.8, head_lr=1e-3)], "has head_lr 0.001, CE + SCL (0.9, 0.3)"),
+    ([fake(0, 1, 0.8), fake(0, 1, 0.8, head_lr=1e-3)], "has several values of head_lr"),
+    ([fake(0, 0.9, 0.8), fake(0, 0.5, 0.8, validation_checksum="u")], "have different validation sets at seed 0"),
+    ([fake(0, 0.9, 0.8), fake(0, 0, 0.8, train_checksum="u")], "have different train sets at seed 0"),
     ([fake(0, 0.9, 0.8), fake(1, 0.9, 0.8), fake(0, 0.5, 0.8)], "CE + SCL (0.5, 0.3) lacks seed 1"),
     ([fake(0, 0, 0.8)], "no run with --lam above 0"),
 ])  # fmt: skip
