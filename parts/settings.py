@@ -125,7 +125,7 @@ def add_names(records: list[dict]) -> None:
         ends = Counter(Path(path).name for path in {record[field] for record in records})
         for record in records:
             end = Path(record[field]).name
-            record[name] = end if ends[end] == 1 else record[field]
+            record[name] = end if end and ends[end] == 1 else record[field]
 
 
 def shown(record: dict) -> dict:
