@@ -152,9 +152,12 @@ base-head-lr() { # tests whether the gain comes from the low learning rate of th
                 "--out runs/base-head-lr"
         done
     done
-    for seed in $(seeds 10); do # the control
+}
+
+base-control() { # tests whether the gain comes from normalised features
+    for seed in $(seeds 10); do
         echo "python finetune.py --data-dir glue --model all-mpnet-base-v2 --task sst2 --shots 20 --seed $seed" \
-            "--lam 0 --ce-temperature 0.1 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-head-lr"
+            "--lam 0 --ce-temperature 0.1 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-control"
     done
 }
 
@@ -181,10 +184,10 @@ own_base() {
 
 base-trec6() { own_base TREC6; }
 
-base-cr() { own_base CR; }
+base-cr() { own_base CR; } # not run yet, so there are no records
 
 all="tuning few-shot few-shot-cls chosen-steps last-step grid noise full transfer batch-size base-tuning base base-qnli
-    base-head-lr trec6 base-trec6 base-cr"
+    base-head-lr base-control trec6 base-trec6 base-cr"
 for experiment in ${*:-$all}; do
     [[ " $(echo $all) " = *" $experiment "* ]] || { echo "no experiment $experiment; expected one of" $all >&2; exit 2; }
     $experiment
