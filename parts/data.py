@@ -186,7 +186,7 @@ def back_translate(split: Split, temperature: float, translators: list[str], out
     part of the file's name. A dry run does not translate: it returns copies of the examples as their translations.
     """
     if dry_run:
-        print("note: a dry run does not translate; it uses copies of the examples instead", file=sys.stderr)
+        print("note: a dry run does not translate; copies of the examples replace the translations", file=sys.stderr)
         return Split(split.texts * (1 + copies), np.tile(split.labels, 1 + copies))
     key = hashlib.sha256(json.dumps([split.checksum, seed, temperature, translators]).encode())
     file = Path(out, f"backtranslation-{key.hexdigest()[:12]}.json")

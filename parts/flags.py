@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         args = sys.argv[1:] if args is None else list(args)
         for previous, text in zip(["", *args], args, strict=False):
             if not text or re.fullmatch("--[a-z-]+=", text):
-                self.error(f"argument {previous if not text else text[:-1]}: got an empty text; expected a value")
+                self.error(f"argument {text[:-1] or previous}: got an empty text; expected a value")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str):

@@ -15,7 +15,7 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
 # The colours are the colour-blind-safe colours of Okabe and Ito.
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_LINES = 25
-HIDDEN = ("eval_every", "precision", "micro_batch_size", "compile", "test_checksum")  # only shown if labels are equal
+HIDDEN = ("eval_every", "precision", "micro_batch_size", "compile", "test_checksum")  # for labels that would be equal
 NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_size", *HIDDEN}
 HEADING = ("pooling", "lr", "head_lr", "steps")
 

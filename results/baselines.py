@@ -1,14 +1,13 @@
 """Compares fine-tuning with two simpler methods, on the training sets and splits of finetune.py.
 
     pip install setfit==1.2.0
-    python results/baselines.py            # appends the missing records to results/baselines/results.jsonl; needs glue
-                                           # and the two encoders (see README.md) in the working folder
+    python results/baselines.py            # appends the missing records to results/baselines/results.jsonl; needs glue,
+                                           # own/TREC6 and the two encoders (see README.md) in the working folder
     python results/baselines.py table      # prints the comparison in markdown
 
 The first method is logistic regression of scikit-learn. It reads standardised features of the frozen encoder: the first
 token or the mean. The second method is SetFit (Tunstall et al., 2022), for tasks of one sentence. SetFit trains the
-encoder on pairs and then a logistic regression. It has its default settings, but as many steps as the newest runs of
-CE + SCL with the same encoder.
+encoder on pairs and then a logistic regression. Except for the number of steps, SetFit has its default settings.
 """
 
 import argparse
@@ -36,10 +35,10 @@ from parts.statistics import difference, percent, t_interval  # noqa: E402
 from parts.tasks import load_data  # noqa: E402
 
 SMALL, BASE = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
-STEPS = {SMALL: 200, BASE: 100}
-TUNED = ("few-shot.jsonl", "trec6.jsonl", "base.jsonl", "base-head-lr.jsonl", "base-trec6.jsonl", "base-cr.jsonl")
-TREC6, CR = "own/TREC6", "own/CR"  # folders with train.tsv and test.tsv
-ORDER = ("sst2", "qnli", "mnli", "TREC6", "CR")
+STEPS = {SMALL: 200, BASE: 100}  # of SetFit; CE + SCL has as many in trec6.jsonl and base-trec6.jsonl
+TUNED = ("few-shot.jsonl", "trec6.jsonl", "base.jsonl", "base-head-lr.jsonl", "base-trec6.jsonl")
+TREC6 = "own/TREC6"  # a folder with train.tsv and test.tsv
+ORDER = ("sst2", "qnli", "mnli", "TREC6")
 RESULTS = HERE / "baselines" / "results.jsonl"
 
 
@@ -56,8 +55,8 @@ def setfit(encoder: str, train: Split, test: Split, seed: int) -> float:
 
 
 def run(encoder: str, task: str, shots: int, method: str, seeds: range) -> None:
-    """Appends the records that are missing. TREC-6 and CR have this number of shots for each class."""
-    done, name, per_class = {record["run"] for record in read_records(RESULTS)}, Path(task).name, task in (TREC6, CR)
+    """Appends the records that are missing. TREC-6 has this number of shots for each class."""
+    done, name, per_class = {record["run"] for record in read_records(RESULTS)}, Path(task).name, task == TREC6
     names = {seed: f"{'' if encoder == SMALL else f'{encoder}-'}{name}-n{shots}-{method}-seed{seed}" for seed in seeds}
     if not (missing := [seed for seed in seeds if names[seed] not in done]):
         return
@@ -88,7 +87,7 @@ def run(encoder: str, task: str, shots: int, method: str, seeds: range) -> None:
 def read_tuned() -> dict[tuple, Row]:
     """Returns the fine-tuned runs by encoder, task, shots and method, with the best learning rates of each method."""
     found: dict[tuple, list[Row]] = {}
-    for rows in read_settings([str(HERE / file) for file in TUNED if (HERE / file).exists()]).values():
+    for rows in read_settings([str(HERE / file) for file in TUNED]).values():
         for row in rows.values():
             record = shown(first(row))
             found.setdefault((record["model"], record["task"], record["size"], record["loss"]), []).append(row)
@@ -120,14 +119,14 @@ if __name__ == "__main__":
     if parser.parse_args().command == "table":
         table()
     else:
-        for task, encoder, pooling in itertools.product((TREC6, CR), (SMALL, BASE), ("cls", "mean")):
-            run(encoder, task, 10, f"logistic regression, {pooling}", range(10))
+        for encoder, pooling in itertools.product((SMALL, BASE), ("cls", "mean")):
+            run(encoder, TREC6, 10, f"logistic regression, {pooling}", range(10))
         for task, shots, pooling in itertools.product(ORDER[:3], (20, 100), ("cls", "mean")):
             run(SMALL, task, shots, f"logistic regression, {pooling}", range(10))
         for shots, pooling in itertools.product((20, 100), ("cls", "mean")):
             run(BASE, "sst2", shots, f"logistic regression, {pooling}", range(10))
         for shots in (20, 100):
             run(SMALL, "sst2", shots, "SetFit", range(5))
-        for encoder, task in ((SMALL, TREC6), (BASE, TREC6), (BASE, CR)):
-            run(encoder, task, 10, "SetFit", range(5))
+        for encoder in (SMALL, BASE):
+            run(encoder, TREC6, 10, "SetFit", range(5))
         run(BASE, "sst2", 20, "SetFit", range(5))

@@ -18,10 +18,10 @@ from parts.settings import paired_differences, read_settings, shown, values  # n
 from parts.statistics import difference, t_interval  # noqa: E402
 from parts.tasks import TASKS  # noqa: E402
 
-FILES = ("base-head-lr.jsonl", "base.jsonl", "base-trec6.jsonl", "base-cr.jsonl",
-         "base-qnli/results.jsonl", "few-shot.jsonl", "few-shot-cls.jsonl", "trec6.jsonl")
+FILES = ("base-head-lr.jsonl", "base.jsonl", "base-trec6.jsonl", "base-qnli/results.jsonl", "few-shot.jsonl",
+         "few-shot-cls.jsonl", "trec6.jsonl")
 FROZEN, SETFIT = "logistic regression, mean", "SetFit"
-CLASSES = {"TREC6": 6, "CR": 2} | {name: len(task.labels) for name, task in TASKS.items()}
+CLASSES = {"TREC6": 6} | {name: len(task.labels) for name, task in TASKS.items()}
 FEWEST = 5  # pairs for advice, and seeds for a row that competes with longer ones
 
 
@@ -34,7 +34,7 @@ def best_row(rows: list[dict]) -> dict:
 def read_methods() -> dict[tuple, dict[str, dict]]:
     """Returns the best row of every method for each (encoder, task, shots)."""
     found: dict[tuple, dict[str, list]] = {}
-    for setting in read_settings([str(HERE / name) for name in FILES if (HERE / name).exists()]).values():
+    for setting in read_settings([str(HERE / name) for name in FILES]).values():
         for row in setting.values():
             record = shown(next(iter(row.values())))
             if record["lam"] in (0, 0.9) and not record["ce_temperature"]:

@@ -175,19 +175,15 @@ trec6() {
     done
 }
 
-own_base() {
+base-trec6() {
     for seed in $(seeds 10); do
-        echo "python finetune.py --model all-mpnet-base-v2 --task own/$1 --shots-per-class 10 --seed $seed" \
-            "--lam 0 0.9 --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/$experiment"
+        echo "python finetune.py --model all-mpnet-base-v2 --task own/TREC6 --shots-per-class 10 --seed $seed" \
+            "--lam 0 0.9 --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-trec6"
     done
 }
 
-base-trec6() { own_base TREC6; }
-
-base-cr() { own_base CR; } # not run yet, so there are no records
-
 all="tuning few-shot few-shot-cls chosen-steps last-step grid noise full transfer batch-size base-tuning base base-qnli
-    base-head-lr base-control trec6 base-trec6 base-cr"
+    base-head-lr base-control trec6 base-trec6"
 for experiment in ${*:-$all}; do
     [[ " $(echo $all) " = *" $experiment "* ]] || { echo "no experiment $experiment; expected one of" $all >&2; exit 2; }
     $experiment
