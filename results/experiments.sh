@@ -124,6 +124,10 @@ base-tuning() {
     for trial in "100 --lr "{5e-6,1e-5,2e-5,5e-5} "20 --lr "{1e-5,2e-5,5e-5}; do
         model=all-mpnet-base-v2 run --task sst2 --shots $trial --seed 100 101 --lam 0 0.9 --tau 0.3 $of_base
     done
+    for lr in 1e-5 2e-5 5e-5; do # these trials are in float32
+        echo "python finetune.py --data-dir glue --model all-mpnet-base-v2 --task sst2 --shots 20 --seed 100 101" \
+            "--lam 0 0.9 --tau 0.3 --lr $lr --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-tuning"
+    done
 }
 
 base() { # pair by pair, so that an interrupted experiment has complete pairs
@@ -145,11 +149,13 @@ base-qnli() { # the first two of ten
 # The experiments below ran on a CPU without bfloat16 instructions, so they are in float32.
 
 base-head-lr() { # tests whether the gain comes from the low learning rate of the classifier
-    for seed in $(seeds 10); do
-        for lam in 0 0.9; do
-            echo "python finetune.py --data-dir glue --model all-mpnet-base-v2 --task sst2 --shots 20 --seed $seed" \
-                "--lam $lam --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --save" \
-                "--out runs/base-head-lr"
+    for shots in 20 100; do
+        for seed in $(seeds 10); do
+            for lam in 0 0.9; do
+                echo "python results/last_step.py --data-dir glue --model all-mpnet-base-v2 --task sst2 --shots $shots" \
+                    "--seed $seed --lam $lam --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --save" \
+                    "--out runs/base-head-lr"
+            done
         done
     done
 }
