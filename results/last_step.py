@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import finetune  # noqa: E402
+import finetune
 
 out = Path(f"{finetune.parse_args().out.rstrip('/')}-last")
 restore_best = finetune.Training.restore_best

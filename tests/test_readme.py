@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import transformers
 
 import eval as evaluate
 import finetune
+from conftest import run
 from parts import flags
 from scl import gather_batch, scl_loss
 
@@ -154,3 +156,16 @@ def test_every_command_of_the_experiments_parses(monkeypatch):
     assert len(commands) > 40
     for command in commands:
         finetune.parse_args(shlex.split(command)[2:])
+
+
+def test_last_step_also_saves_the_weights_of_the_last_step(tmp_path, monkeypatch):
+    common = ["--shots", "20", "--max-steps", "60"]
+    (last_only,) = run(tmp_path / "a", *common, "--eval-every", "60")
+    monkeypatch.setattr(finetune.Training, "restore_best", finetune.Training.restore_best)  # the script replaces it
+    flags = ["--task", "demo", *common, "--eval-every", "10", "--out", str(tmp_path / "b")]
+    monkeypatch.setattr(sys, "argv", ["last_step.py", *flags])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(ROOT / "results" / "last_step.py"))
+    files = (*(tmp_path / "b").glob("*/model.safetensors"), *(tmp_path / "b-last").glob("*/model.safetensors"))
+    best, last = (file.read_bytes() for file in files)
+    assert best != last == (tmp_path / "a" / last_only["run"] / "model.safetensors").read_bytes()
