@@ -105,7 +105,7 @@ class _Blocks(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(f"chunk_size must be at least {len(grad)} for a second derivative, got {ctx.chunk_size}")
         u, labels, num_positives, log_denominator = ctx.saved_tensors
-        grad = grad * (num_positives > 0)  # (N,): g_i and g_j of the docstring
+        grad = grad * (num_positives > 0)  # (N,): g_i, but 0 if i has no positive
         share = grad / num_positives.clamp(min=1)
         grad_u = torch.empty_like(u)
         with torch.autocast(u.device.type, enabled=False):

@@ -73,7 +73,7 @@ def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
     groups = [[pair for pair in pairs if encoder_name(pair[0]) == encoder] for encoder in encoders]
     lines = [line for encoder, group in zip(encoders, groups, strict=True) for line in effect_lines(encoder, group)]
     if sum(interval is not None for _, interval, _ in lines) > MOST_LINES:
-        lines = [line for line in lines if line[1] is None or line[2]]  # removes the means of groups
+        lines = [line for line in lines if line[1] is None or line[2]]  # removes the lines with means
 
     low, high = axis_limits([interval for _, interval, _ in lines if interval], [row for row, _ in pairs])
     panel.set(xlim=(low, high), ylim=(len(lines) - 0.4, -0.6), xlabel="difference in test accuracy, points")

@@ -169,11 +169,11 @@ def first(row: Row) -> dict:
 
 
 def matching_row(rows: dict[tuple, Row], loss: tuple, record: dict) -> Row:
-    """Returns the table row with this loss that has the same learning rates and number of steps as `record`.
+    """Returns the row with `loss` (lam, tau, ce_temperature) that has the learning rates and steps of `record`.
 
-    If several table rows match, `eval_every` must be the same, too. If no table row matches and there is only one table
-    row with this loss, returns this row. Otherwise returns an empty dictionary. For lam = 1, ignores head_lr, because
-    only the second stage uses head_lr.
+    If several rows match, `eval_every` must be the same, too. If no row has these learning rates and steps, returns the
+    only row with `loss`. If there are several such rows or none, returns an empty dictionary. For lam = 1, ignores
+    head_lr, because only the second stage uses head_lr.
     """
     names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
     candidates = [row for row in rows.values() if first(row)["loss"] == loss]

@@ -97,9 +97,9 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 
     The list `gains` has the task and the paired differences of each setting. With the same seed, the 100-shot sample
     contains the 20-shot sample. So for one task and seed, the 20-shot and 100-shot results are not independent. Results
-    of different seeds are independent. So for each seed, the function sums the differences of all settings of a task.
-    The interval comes from the variance of these sums over the seeds. A single setting gives the same result as
-    `t_interval`. The interval is NaN if a setting has fewer than five seeds.
+    of different seeds are independent. So for each task and seed, the function sums the deviations of the paired
+    differences from the mean of their setting. The interval comes from the variance of these sums over the seeds. A
+    single setting gives the same result as `t_interval`. The interval is NaN if a setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
     variance, freedom = 0.0, 0

@@ -1,4 +1,4 @@
-"""Loads tasks from files in GLUE's layout, from folders of the user, or from data sets on the hub.
+"""Loads tasks from files in GLUE's layout, from your own folders, or from data sets on the Hugging Face hub.
 
     data = load_data("sst2", "glue", few_shot=True)
 
