@@ -19,10 +19,10 @@ import numpy as np
 from scipy.special import softmax
 
 from parts.data import Split
-from parts.errors import UserError, explain_errors, one_line
+from parts.errors import UserError, explain_errors, is_out_of_memory, one_line, prepare_stdout
 from parts.flags import Parser
-from parts.settings import LIMITS, add_names, compared_fields, complete, read_effects, read_grid, read_settings, shown
-from parts.statistics import COLUMNS, EXPLAINED, cosines, spread, summarise, table_rows
+from parts.settings import LIMITS, add_fields, add_names, compared_fields, read_effects, read_grid, read_settings, shown
+from parts.statistics import EXPLAINED, cosines, spread, summarise, table_rows
 from parts.tasks import TASKS, load_data, read_texts
 
 
@@ -82,9 +82,9 @@ def table(args: argparse.Namespace) -> None:
         compared.append("test_checksum")
     shared = {name: lines[0].get(name) for name in compared if len({str(line.get(name)) for line in lines}) == 1}
     fields = ["task", "shots", *(name for name in compared if name not in shared), "method"]
-    columns = [*fields, *(name for name in COLUMNS if any(line[name] is not None for line in lines))]
+    columns = [name for name in lines[0]["cells"] if any(line["cells"][name] is not None for line in lines)]
     print(one_line(", ".join(f"{name} {value}" for name, value in shared.items() if value is not None)) + "\n")
-    print_table(columns, [[line.get(name) for name in columns] for line in lines])
+    print_table([*fields, *columns], [[*map(line.get, fields), *map(line["cells"].get, columns)] for line in lines])
 
     summaries = summarise(lines)
     for summary in summaries:
@@ -132,7 +132,7 @@ def read_checkpoint(folder: str) -> dict:
     with explain_errors("RUN", file, "the record that finetune.py wrote"):
         record = dict(json.loads(file.read_text(encoding="utf-8")))
         record["run"] = one_line(record["run"])
-    return complete(record, "RUN", str(file), LIMITS)
+    return add_fields(record, "RUN", str(file), LIMITS)
 
 
 def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None,
@@ -152,13 +152,10 @@ def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Spl
     found = len(split.texts[0])
     if found != (expected := record.get("num_texts", found)):  # old records lack num_texts
         raise UserError(f"argument RUN: {folder} expects {expected} text(s) per example, got {found}")
-    try:
-        tokenizer = load_tokenizer(folder, record["pooling"], record["max_length"])
-        if check:
-            check_vocabulary(tokenizer, split.texts, folder)
-        model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"])
-    except UserError as error:
-        raise UserError(str(error).replace("argument --model", "argument RUN")) from None
+    tokenizer = load_tokenizer(folder, record["pooling"], record["max_length"])
+    if check:
+        check_vocabulary(tokenizer, split.texts, folder)
+    model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"])
     if model.classifier_is_new:
         raise UserError(f"argument RUN: {folder} has no trained classifier for {', '.join(names)}")
     model.to(pick_device(device))
@@ -268,17 +265,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parse_args(argv)
         args.command(args)
+        return 0
     except (UserError, OSError) as error:
-        print(f"eval.py: error: {one_line(error, 600)}", file=sys.stderr)
-        return 2
+        message = str(error).replace("argument --model", "argument RUN")  # the model is a checkpoint folder
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        message = "argument --device: out of memory; choose another device, such as cpu"
+    print(f"eval.py: error: {one_line(message, 600)}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # lets `eval.py ... | head` end without an error message
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # escapes letters that the terminal cannot show
+    prepare_stdout()
     sys.exit(main())

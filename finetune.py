@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from parts.errors import UserError, is_out_of_memory
+from parts.errors import UserError, first_line, is_out_of_memory, one_line, prepare_stdout
 from parts.flags import COUNT, DEFAULT_MODEL, FRACTION, NOT_NEGATIVE, POSITIVE, TRANSLATORS, Parser, complete, number
 from parts.tasks import TASKS, load_data
 
@@ -111,7 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         complete(args)
         return args
     except (UserError, OSError) as error:  # OSError for a path that cannot be read
-        parser.exit(2, f"finetune.py: error: {error}\n")
+        parser.exit(2, f"finetune.py: error: {one_line(error)}\n")
 
 
 if __name__ == "__main__":
@@ -129,7 +129,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from parts import pretrained, records
-from parts.data import Data, Split, add_noise, back_translate, sample
+from parts.data import Split, draw_splits
 from parts.model import Model, classification_metrics, predict, save_checkpoint
 from parts.ranks import any_rank, autocast, join_ranks, machine_facts, pick_device, rank, warn_if_slow, world_size
 from parts.state import Diverged, Training
@@ -169,13 +169,16 @@ def fit(training: Training, train: Split, validation: Split, state_file: Path | 
         training.scaler.update()
         training.schedule.step()
         training.optimizer.zero_grad()
-        training.losses.append({name: loss.detach() for name, loss in losses.items()})  # losses stay on the device
+        for name, loss in losses.items():  # the sums stay on the device
+            training.sums[name] = training.sums.get(name, 0) + loss.detach()
 
         # validate, and save the training state
         if step % config["eval_every"] == 0 or step == last:
             bar.write(validate(training, validation))
         if save_every and step % save_every == 0 and rank() == 0:
             training.save(state_file)
+    if not any(moments["step"] > 0 for moments in training.optimizer.state.values()):
+        raise Diverged("every gradient overflowed in fp16, so no step changed a weight")
     training.restore_best()
 
 
@@ -245,15 +248,14 @@ def cached_backward(training: Training, batch: Split, size: int) -> dict[str, Te
     outputs = [torch.cat(column).requires_grad_() for column in zip(*first_pass, strict=True)]  # (B, C), (B, D)
     losses = objective(training, *outputs, batch.labels)
     gradients = torch.autograd.grad(training.scaler.scale(losses["loss"]), outputs, materialize_grads=True)
-    cached = zip(*(gradient.split(size) for gradient in gradients), strict=True)
-    for i, (texts, output_gradients) in enumerate(zip(micro_batches, cached, strict=True)):
+    for i, texts in enumerate(micro_batches):
         # DistributedDataParallel must average the gradients over the ranks only once, after the last micro-batch.
         wait = world_size() > 1 and i + 1 < len(micro_batches)
         with training.network.no_sync() if wait else contextlib.nullcontext():
             second_pass = forward(training, texts, i)
+            cached = [gradient[i * size : (i + 1) * size] for gradient in gradients]
             # The gradient of `surrogate` with respect to the outputs is the cached gradient.
-            pairs = zip(second_pass, output_gradients, strict=True)
-            surrogate = sum((output * gradient).sum() for output, gradient in pairs)
+            surrogate = sum((output * gradient).sum() for output, gradient in zip(second_pass, cached, strict=True))
             surrogate.backward()
     return losses
 
@@ -263,7 +265,7 @@ def validate(training: Training, validation: Split) -> str:
     means = training.mean_losses()
     if not math.isfinite(means["loss"]):
         raise Diverged("the loss is not finite")
-    training.losses = []
+    training.sums = {}
     training.result |= {name: mean for name, mean in means.items() if name != "loss"}
     line = f"step {training.step}/{training.config['steps']}  ce {means['ce']:.3f}"
     if training.lam:
@@ -290,7 +292,7 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: 
     """
     train, validation, test = splits
     folder, state_file = out / config["run"], out / f"{config['run']}.state.pt"
-    training = Training.start_or_resume(config, model, state_file)
+    training = Training.start_or_resume(model, config, state_file)
     try:
         fit(training, train, validation, state_file, save_every)
         if config["lam"] == 1 and not training.classifier_only:
@@ -298,8 +300,6 @@ def run(config: dict, model: Model, splits: tuple[Split, ...], out: Path, keep: 
             first_stage, training = training, Training(model, config, classifier_only=True)
             training.started, training.result = first_stage.started, first_stage.result
             fit(training, train, validation, state_file, save_every)
-        if not any(moments["step"] > 0 for moments in training.optimizer.state.values()):
-            raise Diverged("every gradient overflowed in fp16, so no step changed a weight")
     except Diverged as diverged:
         message = f"{config['run']}: {diverged} by step {training.step}"
         if keep and training.best_weights and rank() == 0:
@@ -351,8 +351,7 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
                 continue
             torch.manual_seed(seed)
             model = pretrained.load_model(source, args.pooling, data.label_names, tokenizer, args.dropout,
-                                          args.ce_temperature)
-            pretrained.freeze_unused(model.to(device), source)
+                                          args.ce_temperature).to(device)
             records.print_setting(config, splits, data.label_names, model.summary(), warnings)
             if args.dry_run:
                 return
@@ -372,16 +371,6 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
           f"python eval.py table {shlex.quote(str(out))}")
     if failures:
         raise UserError("; ".join(failures) + "; try a smaller --lr")
-
-
-def draw_splits(args: argparse.Namespace, data: Data, seed: int, device: torch.device) -> tuple[Split, Split, Split]:
-    """Returns the data of a seed: training set (a k-shot sample, perhaps with noise), validation set and test set."""
-    train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
-    if args.noise == "backtranslation":
-        train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device, args.dry_run)
-    elif args.noise in ("label", "word"):
-        train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
-    return train, validation, test
 
 
 def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
@@ -423,18 +412,18 @@ def main(argv: list[str] | None = None) -> int:
               "resumes from its last saved state (--save-every) or starts again", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            message = "out of memory; a smaller --micro-batch-size needs less memory for the same batch"
+        elif args.compile and type(error).__module__.startswith("torch._"):
+            message = f"argument --compile: {first_line(error)}; leave it out, or install what torch.compile needs"
+        else:
             raise
-        message = "out of memory; a smaller --micro-batch-size needs less memory for the same batch"
-    print(f"finetune.py: error: {message}", file=sys.stderr)
+    print(f"finetune.py: error: {one_line(message)}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
     with contextlib.suppress(ValueError):  # raised outside the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.stdout is None:  # the parent process closed stdout
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stream cannot be reconfigured
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    prepare_stdout()
     sys.exit(main())

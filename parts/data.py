@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import unicodedata
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def class_sizes(self, num_classes: int) -> np.ndarray:
+        return np.bincount(self.labels, minlength=num_classes)
+
     def take(self, indices: np.ndarray) -> "Split":
         return Split([self.texts[i] for i in indices], self.labels[indices])
 
@@ -39,7 +43,7 @@ class Split:
         After a stratified draw, at least `leave` examples of each class remain.
         """
         rng = np.random.default_rng(seed)
-        sizes = np.bincount(self.labels, minlength=1)
+        sizes = self.class_sizes(1)
         shares = n if isinstance(n, list) else allot(sizes, n, leave)
         drawn = [rng.permutation(np.flatnonzero(self.labels == label))[:share] for label, share in enumerate(shares)]
         return self.take(np.sort(np.concatenate(drawn)))
@@ -130,7 +134,7 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
             raise UserError(f"argument --shots: expected {expected}, got {shots}")
         train = pool.draw(shots, seed)
     elif shots_per_class:
-        sizes = np.bincount(pool.labels, minlength=len(names))
+        sizes = pool.class_sizes(len(names))
         if shots_per_class > sizes.min():
             smallest = f"{sizes.min()} (the examples of class {names[sizes.argmin()]} in train)"
             raise UserError(f"argument --shots-per-class: expected at most {smallest}, got {shots_per_class}")
@@ -140,6 +144,16 @@ def sample(data: Data, shots: int | None, shots_per_class: int | None, seed: int
     if not len(validation):
         raise UserError("argument --task: no example is left for the validation set, which chooses the checkpoint; "
                         "add a validation file or examples to train")
+    return train, validation, test
+
+
+def draw_splits(args: Namespace, data: Data, seed: int, device: Any) -> tuple[Split, Split, Split]:
+    """Returns the data of a seed: training set (a k-shot sample, perhaps with noise), validation set and test set."""
+    train, validation, test = sample(data, args.shots, args.shots_per_class, seed)
+    if args.noise == "backtranslation":
+        train = back_translate(train, args.noise_level, args.translators, Path(args.out), seed, device, args.dry_run)
+    elif args.noise in ("label", "word"):
+        train = add_noise(train, args.noise, args.noise_level, len(data.label_names), seed)
     return train, validation, test
 
 

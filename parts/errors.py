@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import os
+import sys
 import threading
 import unicodedata
 from collections.abc import Iterator
@@ -15,6 +17,14 @@ def one_line(text: object, limit: int | None = None) -> str:
     """Returns the text as one line. Escapes control characters and shortens the text to `limit` characters."""
     line = "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in str(text))
     return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def prepare_stdout() -> None:
+    """Prints each line at once, and escapes letters that the terminal cannot show."""
+    if sys.stdout is None:  # the parent process closed stdout
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stream cannot be reconfigured
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def first_line(error: Exception) -> str:

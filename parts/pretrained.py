@@ -9,7 +9,7 @@ import huggingface_hub
 import torch
 import transformers
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from parts.data import demo_data
 from parts.errors import UserError, connect_hub, explain_errors, one_line
@@ -108,8 +108,9 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
                ce_temperature: float | None = None) -> Model:  # fmt: skip
     """Loads a pre-trained model or a checkpoint of this project, with a classifier for the given classes.
 
-    If the model has a trained classifier with exactly the given class names, in any order, uses this classifier.
-    Otherwise adds a new classifier, which is initialised from torch's random seed.
+    If the model has a trained classifier with the given class names, in any order, uses this classifier. Otherwise
+    initialises the last layer of the classifier from torch's random seed. Other layers of the classifier keep their
+    weights if the model has weights for these layers.
     """
     has_own_classifier = pooling == "cls" and not ce_temperature
     config = demo_config(tokenizer) if source == "demo" else load_config(source)
@@ -235,30 +236,22 @@ def reorder(layer: nn.Linear, order: list[int]) -> None:
 
 
 def check_weights(model: Model, source: str) -> None:
-    """Checks that all weights are finite and that the model accepts a text.
+    """Checks that all weights are finite and that the model accepts a text. Freezes parameters that no output uses.
 
-    If the model has its own classifier, also checks that the class logits depend only on the first token.
+    DistributedDataParallel would wait for gradients of unused parameters. If the model has its own classifier, also
+    checks that the class logits depend only on the first token.
     """
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise UserError(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")
-    class_logits, _ = try_text(model, source)
+    model.eval()
+    with explain_errors("--model", source, "an encoder for text"):
+        class_logits, features = model(**model.tokenize([("a b c",)]))
     if model.head is None:
-        (by_token,) = torch.autograd.grad(class_logits.sum(), model.hidden, allow_unused=True)  # (1, T, D)
+        logits_sum = class_logits.sum()
+        (by_token,) = torch.autograd.grad(logits_sum, model.hidden, retain_graph=True, allow_unused=True)  # (1, T, D)
         if by_token is None or by_token[:, 1:].any():
             raise UserError(f"argument --model: the classifier of {source} reads other tokens than the first, but SCL "
                             "contrasts the first; choose --pooling mean")
-    model.hidden = None
-
-
-def try_text(model: Model, source: str) -> tuple[Tensor, Tensor]:
-    model.eval()
-    with explain_errors("--model", source, "an encoder for text"):
-        return model(**model.tokenize([("a b c",)]))
-
-
-def freeze_unused(model: Model, source: str) -> None:
-    """Freezes parameters that no output uses. DistributedDataParallel would wait for gradients of unused parameters."""
-    class_logits, features = try_text(model, source)
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(class_logits.sum() + features.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -14,8 +14,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from parts.data import Split
 from parts.errors import UserError, first_line, one_line
 
@@ -72,13 +70,15 @@ def print_setting(config: dict, splits: tuple[Split, ...], names: tuple[str, ...
     print(f"{config['model']} with {summary}; {config['pooling']} pooling, lr {config['lr']:g}, {config['steps']} "
           f"steps of {batch_size} examples")
     for name, split in zip(("train", "validation", "test"), splits, strict=True):
-        counts = [f"{one_line(label)}: {count}" for label, count in zip(names, class_sizes(split, names), strict=True)]
+        sizes = split.class_sizes(len(names))
+        counts = [f"{one_line(label)}: {size}" for label, size in zip(names, sizes, strict=True)]
         more = f", {len(counts) - 9} more classes" if len(counts) > 9 else ""
         print(f"  {name}: {len(split)} examples{noise if name == 'train' else ''} ({', '.join(counts[:9])}{more})")
     for texts, label in zip(train.texts[:3], train.labels, strict=False):
         print(f"  {one_line(names[label])}: {' | '.join(one_line(text, 60) for text in texts)}")
 
-    if missing := [one_line(name) for name, size in zip(names, class_sizes(train, names), strict=True) if not size]:
+    train_sizes = train.class_sizes(len(names))
+    if missing := [one_line(name) for name, size in zip(names, train_sizes, strict=True) if not size]:
         warnings = [*warnings, f"no training example of {', '.join(missing)}, so the model cannot learn this class"]
     if len(validation) < 50:
         warnings = [*warnings, f"only {len(validation)} validation examples choose the checkpoint"]
@@ -97,7 +97,7 @@ def time_left(durations: list[float], runs: int) -> str:
 
 
 def print_result(record: dict, test: Split, names: tuple[str, ...]) -> None:
-    sizes = class_sizes(test, names)
+    sizes = test.class_sizes(len(names))
     largest, share = one_line(names[sizes.argmax()]), sizes.max() / len(test)
     print("test accuracy {test_accuracy:.3f}, validation {validation_accuracy:.3f} at step {best_step}, "
           "{seconds:.0f} s".format(**record) + f"; largest class: {share:.3f} ({largest})")
@@ -108,10 +108,6 @@ def print_result(record: dict, test: Split, names: tuple[str, ...]) -> None:
         if collapsed - scl < 0.1 * (collapsed - lowest):
             print("  warning: the SCL loss did not fall: scl is still near its value for equal features (collapsed); "
                   "raise --lr or --max-steps")
-
-
-def class_sizes(split: Split, names: tuple[str, ...]) -> np.ndarray:
-    return np.bincount(split.labels, minlength=len(names))
 
 
 def read_records(file: Path, quiet: bool = False) -> list[dict]:

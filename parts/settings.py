@@ -67,7 +67,7 @@ def read_settings(files: list[str]) -> Settings:
             raise UserError(f"argument RESULTS.jsonl: no file {file}; finetune.py writes OUT/results.jsonl")
         for record in read_records(Path(file)):
             source = f"run {record['run'][:100]} in {file}"
-            record = complete(record, "RESULTS.jsonl", source, LIMITS | RESULT_LIMITS) | {"file": file}
+            record = add_fields(record, "RESULTS.jsonl", source, LIMITS | RESULT_LIMITS) | {"file": file}
             row = settings.setdefault(record["setting"], {}).setdefault(record["row"], {})
             other = row.setdefault(record["seed"], record)
             if any(other[name] != record[name] for name in ("run", "test_accuracy")):
@@ -79,7 +79,7 @@ def read_settings(files: list[str]) -> Settings:
     return settings
 
 
-def complete(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> dict:
+def add_fields(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> dict:
     """Checks a record, and adds derived fields such as setting, row, method, size and the gain of the paper."""
     with explain_errors(flag, source, "a record that finetune.py wrote"):
         check(record, limits)

@@ -35,16 +35,16 @@ class Training:
         if config["compile"]:
             self.network = torch.compile(self.network, dynamic=True)
         self.step = 0  # number of the current step; the first step is 1
-        self.losses: list[dict[str, Tensor]] = []  # one entry per step since the last validation
+        self.sums: dict[str, Tensor] = {}  # the sum of each loss over the steps since the last validation
         self.best_weights: dict[str, Tensor] = {}
         self.result: dict = {"best_step": None, "validation_accuracy": None, "validation_accuracies": []}
         self.started = time.perf_counter()
 
     def mean_losses(self) -> dict[str, float]:
         """Returns the mean of each loss since the last validation. Waits until the device has computed all losses."""
-        sums = {name: sum(losses[name] for losses in self.losses) for name in self.losses[0]}
-        means = torch.stack([total / len(self.losses) for total in sums.values()]).tolist()  # a single copy to the CPU
-        return dict(zip(sums, means, strict=True))
+        steps = (self.step - 1) % self.config["eval_every"] + 1  # since the last validation
+        means = torch.stack([total / steps for total in self.sums.values()]).tolist()  # a single copy to the CPU
+        return dict(zip(self.sums, means, strict=True))
 
     def record_accuracy(self, accuracy: float) -> None:
         """Records the validation accuracy of the current step.
@@ -63,19 +63,19 @@ class Training:
 
     def save(self, file: Path) -> None:
         modules = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule", "scaler")}
-        plain = {name: getattr(self, name) for name in ("classifier_only", "step", "losses", "result", "best_weights")}
+        plain = {name: getattr(self, name) for name in ("classifier_only", "step", "sums", "result", "best_weights")}
         seconds = time.perf_counter() - self.started
         with atomic_write(file) as part, open(part, "wb") as opened:
             torch.save({"modules": modules, "plain": plain, "seconds": seconds}, opened)
 
     @classmethod
-    def start_or_resume(cls, config: dict, model: Model, state_file: Path) -> "Training":
+    def start_or_resume(cls, model: Model, config: dict, state_file: Path) -> "Training":
         """Loads the saved state of this run, or starts at step 1.
 
         Prints a note about saved states of runs with the same method and seed, but other flags.
         """
         if any_rank(state_file.is_file(), model.backbone.device):
-            training = cls.load(state_file, model, config)
+            training = cls.load(model, config, state_file)
             print(f"resuming after step {training.step}, from {state_file}")
             return training
         same_arm_and_seed = glob.escape(str(state_file.parent / f"{config['arm']}-seed{config['seed']}-"))
@@ -85,7 +85,7 @@ class Training:
         return cls(model, config)
 
     @classmethod
-    def load(cls, file: Path, model: Model, config: dict) -> "Training":
+    def load(cls, model: Model, config: dict, file: Path) -> "Training":
         """Restores the training state that `save` wrote. Rejects a file with a wrong checksum."""
         with explain_errors("--save-every", file, "the saved state of this run; delete the file to start again"):
             if damaged := zipfile.ZipFile(file).testzip():
@@ -95,8 +95,7 @@ class Training:
             for name, values in saved["modules"].items():
                 getattr(training, name).load_state_dict(values)
             vars(training).update(saved["plain"], started=training.started - saved["seconds"])
-            training.losses = [{name: loss.to(training.device) for name, loss in losses.items()}
-                               for losses in training.losses]
+            training.sums = {name: total.to(training.device) for name, total in training.sums.items()}
         return training
 
 

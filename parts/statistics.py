@@ -139,9 +139,6 @@ def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, floa
 
 # ------------------------------------------------------------ a table
 
-COLUMNS = ("n", "validation", "all seeds", "top 3 by validation", "minus CE [95 %]", "s.e. of difference (test set)",
-           "paper's gain", "top 3 minus CE", "minus CE on validation [95 %]", "minus clean [95 %]",
-           "s.e. of accuracy (test set)", "note")
 EXPLAINED = {
     "validation": "mean validation accuracy in %, to choose among several rows of a method",
     "all seeds": "test accuracy in %, mean ± sample standard deviation over n seeds",
@@ -182,7 +179,10 @@ def difference(mean: float, low: float, high: float) -> str:
 
 
 def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
-    """Returns the cells of a table row. `ce` is the row of CE. `clean` is the row of the method, without noise."""
+    """Returns the first record of a table row, with the cells of the row.
+
+    The argument `ce` is the row of CE in the same setting, and `clean` is the row of the same method without noise.
+    """
     record, n, test = shown(first(row)), len(row), values(row, "test_accuracy")
     minus_ce = paired_differences(row, ce, "train", "validation", "test")
     on_validation = paired_differences(row, ce, measure="validation_accuracy")
@@ -190,8 +190,7 @@ def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
     papers_gain = record["papers_gain"] if ce else None
     top = None if papers_gain is None else top_three_gain(row, ce)
     error = test_set_error(row, ce)
-    return record | {
-        "shots": record["size"],
+    cells = {
         "n": n,
         "validation": percent(values(row, "validation_accuracy").mean()) if is_one_of_several else None,
         "all seeds": spread(100 * test, 1),
@@ -204,10 +203,10 @@ def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
         "minus clean [95 %]": difference(*t_interval(minus_clean)) if minus_clean else None,
         "s.e. of accuracy (test set)": percent((test.mean() * (1 - test.mean()) / record["test_size"]) ** 0.5),
         "note": f"{len(minus_ce)} pairs" if ce and len(minus_ce) < max(n, len(ce)) else None,
-        "seeds": ", ".join(f"{seed}: {percent(row[seed]['test_accuracy'])}" for seed in sorted(row)),
-        "minus_ce": minus_ce,
-        "is_one_of_several": is_one_of_several,
-    }  # fmt: skip
+    }
+    seeds = ", ".join(f"{seed}: {percent(row[seed]['test_accuracy'])}" for seed in sorted(row))
+    return record | {"shots": record["size"], "cells": cells, "seeds": seeds, "minus_ce": minus_ce,
+                     "is_one_of_several": is_one_of_several}  # fmt: skip
 
 
 def table_rows(settings: Settings) -> list[dict]:

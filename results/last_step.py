@@ -2,7 +2,8 @@
 
     python results/last_step.py --task demo --shots 20 --out runs-demo    # the flags of finetune.py
 
-finetune.py itself tests and saves the best step. The best step may be the last one.
+finetune.py itself tests and saves the best step, which may be the last step. The record in a checkpoint of the last
+step has the validation accuracy of this step.
 """
 
 import sys
@@ -16,8 +17,10 @@ restore_best = finetune.Training.restore_best
 
 
 def save_and_restore(training: finetune.Training) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    finetune.save_checkpoint(out / training.config["run"], training.model, training.config | training.result)
+    if training.result["validation_accuracies"] and training.step == training.config["steps"]:
+        step, accuracy = training.result["validation_accuracies"][-1]
+        record = training.config | training.result | {"best_step": step, "validation_accuracy": accuracy}
+        finetune.save_checkpoint(out / training.config["run"], training.model, record)
     restore_best(training)
 
 

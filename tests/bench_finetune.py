@@ -56,7 +56,6 @@ def setting(args, **changes):
     tokenizer = pretrained.load_tokenizer(args.model, "cls")
     torch.manual_seed(args.seed)
     model = pretrained.load_model(args.model, "cls", data.label_names, tokenizer, dropout=0.1)
-    pretrained.freeze_unused(model, args.model)
     config = configure(parsed, 0.9, 0.3, 1e-4, args.seed, splits, tokenizer.model_max_length, 1) | changes
     return splits, model, config
 

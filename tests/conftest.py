@@ -33,7 +33,6 @@ def parts(pooling="cls", **settings):
     tokenizer = pretrained.load_tokenizer("demo", pooling)
     torch.manual_seed(0)
     model = pretrained.load_model("demo", pooling, demo.label_names, tokenizer, settings.pop("dropout", 0.1))
-    pretrained.freeze_unused(model, "demo")
     train, validation, _ = sample(demo, 20, None, 0)
     config = {"run": "", "lam": 0.9, "tau": 0.3, "seed": 0, "steps": 3, "eval_every": 3, "lr": 1e-3, "head_lr": 1e-3,
               "batch_size": 16, "sampler": "shuffled", "precision": "fp32", "weight_decay": 0.0, "warmup_ratio": 0.0,

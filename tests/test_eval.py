@@ -620,6 +620,20 @@ def test_predict_needs_pairs_if_the_task_has_pairs(copy, tmp_path, capsys):
         capsys, "predict", copy["cls"], tmp_path / "texts")
 
 
+def test_a_damaged_config_is_an_error_of_run(copy, tmp_path, capsys):
+    (copy["cls"] / "config.json").write_text("{")
+    write_lines(tmp_path / "texts", TEXTS)
+    assert "argument RUN: " in user_error(capsys, "predict", copy["cls"], tmp_path / "texts")
+
+
+def test_out_of_memory_names_the_device(checkpoints, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("parts.model.predict", full)
+    assert "argument --device: out of memory" in user_error(capsys, "score", checkpoints["cls"])
+
+
 # ------------------------------------------------------------ tsne
 
 

@@ -350,11 +350,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_best_checkpoint(tm
     assert all(weight.isfinite().all() for weight in load_file(folder / "model.safetensors").values())
 
 
-def test_a_run_whose_gradients_all_overflow_has_no_record(tmp_path, capsys, monkeypatch):
-    scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**120))
-    flags = ["--task", "demo", "--shots", "20", "--max-steps", "3", "--precision", "fp16", "--out", str(tmp_path)]
-    assert finetune.main(flags) == 2
+@pytest.mark.parametrize("lam", ["0.9", "1"])
+def test_a_run_whose_gradients_all_overflow_has_no_record(tmp_path, capsys, monkeypatch, lam):
+    """With lam 1, only the gradients of the first stage overflow."""
+    scaler, scales = torch.amp.GradScaler, iter((2.0**120, 1.0))
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=next(scales)))
+    flags = ["--task", "demo", "--shots", "20", "--max-steps", "3", "--precision", "fp16", "--lam", lam]
+    assert finetune.main([*flags, "--out", str(tmp_path)]) == 2
     assert "no step changed a weight" in capsys.readouterr().err and not read_records(tmp_path / "results.jsonl")
 
 
@@ -366,6 +368,18 @@ def test_out_of_memory_names_the_flag(tmp_path, capsys, monkeypatch):
     assert finetune.main(["--task", "demo", "--shots", "20", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "out of memory" in error and "--micro-batch-size" in error
+
+
+def test_compile_without_a_compiler_is_reported_in_one_line(tmp_path, capsys, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def fail(*_, **__):
+        raise InvalidCxxCompiler("no-compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    assert finetune.main(["--task", "demo", "--shots", "20", "--compile", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "argument --compile: Compiler: no-compiler is not found" in error
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2]])

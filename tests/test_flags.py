@@ -63,6 +63,10 @@ def test_an_empty_value_is_rejected(capsys, tmp_path, flags):
     assert "argument --data-dir: got an empty text; expected a value" in error
 
 
+def test_a_line_break_in_a_value_is_escaped(capsys, tmp_path):
+    assert "argument --task: a\\nb is neither a folder nor" in user_error(capsys, tmp_path, "--task", "a\nb")
+
+
 def test_minus_zero_is_zero():
     assert str(finetune.parse_args(["--task", "demo", "--lam", "-0", "0"]).lam) == "[0.0, 0.0]"
 

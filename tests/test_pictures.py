@@ -12,7 +12,7 @@ import scipy.stats
 from fakes import fake, pairs, write
 from parts import pictures
 from parts.errors import UserError
-from parts.settings import LIMITS, complete, read_effects, read_grid
+from parts.settings import LIMITS, add_fields, read_effects, read_grid
 
 RESULTS = Path(pictures.__file__).parents[1] / "results"
 SEED, MEAN, GROUP = "a seed", "mean, 95 % interval", "mean of a group"
@@ -282,7 +282,7 @@ def cloud(names, rows=10, **record):
     """Returns a test set of `rows` examples, all answered right."""
     labels = np.arange(rows) % len(names)
     features = np.random.default_rng(0).normal(size=(rows, 5))
-    record = complete(fake(0, 0, 0.8) | record, "RUN", "x", LIMITS)
+    record = add_fields(fake(0, 0, 0.8) | record, "RUN", "x", LIMITS)
     return record, tuple(names), labels, np.eye(len(names))[labels], features
 
 

@@ -1,5 +1,6 @@
 """Executes what the README promises: its commands in an empty folder, its snippets, its tables from the records."""
 
+import json
 import os
 import re
 import runpy
@@ -169,3 +170,5 @@ def test_last_step_also_saves_the_weights_of_the_last_step(tmp_path, monkeypatch
     files = (*(tmp_path / "b").glob("*/model.safetensors"), *(tmp_path / "b-last").glob("*/model.safetensors"))
     best, last = (file.read_bytes() for file in files)
     assert best != last == (tmp_path / "a" / last_only["run"] / "model.safetensors").read_bytes()
+    (saved,) = (json.loads(file.read_text()) for file in (tmp_path / "b-last").glob("*/record.json"))
+    assert (saved["best_step"], saved["validation_accuracy"]) == (60, last_only["validation_accuracy"])
