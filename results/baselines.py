@@ -24,22 +24,20 @@ from sklearn.preprocessing import StandardScaler
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from decision import best_row  # noqa: E402
+from decision import BASELINES, METHODS, read_baselines, read_tuned  # noqa: E402
 from eval import print_table  # noqa: E402
 from parts import pretrained  # noqa: E402
 from parts.data import Split, sample  # noqa: E402
 from parts.model import predict  # noqa: E402
 from parts.records import append_record, git_commit, read_records  # noqa: E402
-from parts.settings import CE, CE_SCL, Row, first, paired_differences, read_settings, shown, values  # noqa: E402
+from parts.settings import paired_differences, values  # noqa: E402
 from parts.statistics import difference, percent, t_interval  # noqa: E402
 from parts.tasks import load_data  # noqa: E402
 
 SMALL, BASE = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
 STEPS = {SMALL: 200, BASE: 100}  # of SetFit; CE + SCL has as many in trec6.jsonl and base-trec6.jsonl
-TUNED = ("few-shot.jsonl", "trec6.jsonl", "base.jsonl", "base-head-lr.jsonl", "base-trec6.jsonl")
 TREC6 = "own/TREC6"  # a folder with train.tsv and test.tsv
 ORDER = ("sst2", "qnli", "mnli", "TREC6")
-RESULTS = HERE / "baselines" / "results.jsonl"
 
 
 def setfit(encoder: str, train: Split, test: Split, seed: int) -> float:
@@ -56,7 +54,7 @@ def setfit(encoder: str, train: Split, test: Split, seed: int) -> float:
 
 def run(encoder: str, task: str, shots: int, method: str, seeds: range) -> None:
     """Appends the records that are missing. TREC-6 has this number of shots for each class."""
-    done, name, per_class = {record["run"] for record in read_records(RESULTS)}, Path(task).name, task == TREC6
+    done, name, per_class = {record["run"] for record in read_records(BASELINES)}, Path(task).name, task == TREC6
     names = {seed: f"{'' if encoder == SMALL else f'{encoder}-'}{name}-n{shots}-{method}-seed{seed}" for seed in seeds}
     if not (missing := [seed for seed in seeds if names[seed] not in done]):
         return
@@ -75,7 +73,7 @@ def run(encoder: str, task: str, shots: int, method: str, seeds: range) -> None:
             _, features = predict(model, train)
             classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features, train.labels)
             accuracy = classifier.score(test_features, test.labels)
-        append_record(RESULTS, {
+        append_record(BASELINES, {
             "run": names[seed], "encoder": encoder, "task": name, "method": method, "seed": seed,
             "shots": f"{shots} a class" if per_class else shots,
             "train_checksum": train.checksum, "test_checksum": test.checksum, "test_accuracy": accuracy,
@@ -84,28 +82,13 @@ def run(encoder: str, task: str, shots: int, method: str, seeds: range) -> None:
         print(f"{task}, N = {shots}, {method}, seed {seed}: {accuracy:.3f}", flush=True)
 
 
-def read_tuned() -> dict[tuple, Row]:
-    """Returns the fine-tuned runs by encoder, task, shots and method, with the best learning rates of each method."""
-    found: dict[tuple, list[Row]] = {}
-    for rows in read_settings([str(HERE / file) for file in TUNED]).values():
-        for row in rows.values():
-            record = shown(first(row))
-            found.setdefault((record["model"], record["task"], record["size"], record["loss"]), []).append(row)
-    return {key: best_row(rows) for key, rows in found.items()}
-
-
 def table() -> None:
-    tuned = read_tuned()
-    baselines: dict[tuple, Row] = {}
-    for record in read_records(RESULTS):  # the oldest records lack the name of the small encoder
-        key = record.get("encoder", SMALL), record["task"], str(record["shots"]), record["method"]
-        baselines.setdefault(key, {})[record["seed"]] = record
-    lines = []
+    tuned, baselines, lines = read_tuned(), read_baselines(), []
     for key in sorted(baselines, key=lambda key: (key[0], ORDER.index(key[1]), len(key[2]), key)):
         row = baselines[key]
         test = values(row, "test_accuracy")
         lines.append([*key, percent(test.mean(), test.std(ddof=1)), len(row)])
-        for method in (CE, CE_SCL):
+        for method in METHODS.values():
             differences = paired_differences(tuned.get((*key[:3], method), {}), row, "train", "test")
             lines[-1].append(difference(*t_interval(differences)) if differences else None)
     print_table(["encoder", "task", "shots", "method", "all seeds", "n", "CE minus this method [95 %]",

@@ -14,38 +14,45 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from parts.records import read_records  # noqa: E402
-from parts.settings import paired_differences, read_settings, shown, values  # noqa: E402
+from parts.settings import CE, CE_SCL, Row, first, paired_differences, read_settings, shown, values  # noqa: E402
 from parts.statistics import difference, t_interval  # noqa: E402
 from parts.tasks import TASKS  # noqa: E402
 
 FILES = ("base-head-lr.jsonl", "base.jsonl", "base-trec6.jsonl", "base-qnli/results.jsonl", "few-shot.jsonl",
          "few-shot-cls.jsonl", "trec6.jsonl")
+BASELINES = HERE / "baselines" / "results.jsonl"
+METHODS = {CE: "CE", CE_SCL: "CE + SCL"}
 FROZEN, SETFIT = "logistic regression, mean", "SetFit"
 CLASSES = {"TREC6": 6} | {name: len(task.labels) for name, task in TASKS.items()}
 FEWEST = 5  # pairs for advice, and seeds for a row that competes with longer ones
 
 
-def best_row(rows: list[dict]) -> dict:
+def best_row(rows: list[Row]) -> Row:
     """Returns the row with the best mean validation accuracy. Ignores short rows if there are longer ones."""
     long_enough = [row for row in rows if len(row) >= FEWEST] or rows
     return max(long_enough, key=lambda row: values(row, "validation_accuracy").mean())
 
 
-def read_methods() -> dict[tuple, dict[str, dict]]:
-    """Returns the best row of every method for each (encoder, task, shots)."""
-    found: dict[tuple, dict[str, list]] = {}
-    for setting in read_settings([str(HERE / name) for name in FILES]).values():
-        for row in setting.values():
-            record = shown(next(iter(row.values())))
-            if record["lam"] in (0, 0.9) and not record["ce_temperature"]:
-                key = record["model"], record["task"], record["size"]
-                found.setdefault(key, {}).setdefault("CE + SCL" if record["lam"] else "CE", []).append(row)
-    methods = {key: {name: best_row(rows) for name, rows in of_key.items()} for key, of_key in found.items()}
-    for record in read_records(HERE / "baselines" / "results.jsonl"):
-        key = record.get("encoder", "all-MiniLM-L6-v2"), record["task"], str(record["shots"])  # old records lack it
-        if key in methods and record["method"] in (FROZEN, SETFIT):
-            methods[key].setdefault(record["method"], {})[record["seed"]] = record
-    return {key: of_key for key, of_key in methods.items() if {"CE", "CE + SCL"} <= set(of_key)}
+def read_tuned() -> dict[tuple, Row]:
+    """Returns the best row of CE and of CE + SCL for each (encoder, task, shots, method)."""
+    found: dict[tuple, list[Row]] = {}
+    for rows in read_settings([str(HERE / name) for name in FILES]).values():
+        for row in rows.values():
+            record = shown(first(row))
+            if record["loss"] in METHODS:
+                key = record["model"], record["task"], record["size"], METHODS[record["loss"]]
+                found.setdefault(key, []).append(row)
+    return {key: best_row(rows) for key, rows in found.items()}
+
+
+def read_baselines() -> dict[tuple, Row]:
+    """Returns the records of logistic regression and SetFit for each (encoder, task, shots, method)."""
+    rows: dict[tuple, Row] = {}
+    for record in read_records(BASELINES):
+        encoder = record.get("encoder", "all-MiniLM-L6-v2")  # the oldest records lack the encoder
+        key = encoder, record["task"], str(record["shots"]), record["method"]
+        rows.setdefault(key, {})[record["seed"]] = record
+    return rows
 
 
 def advice(task: str, best: str, means: dict[str, float], interval: tuple[float, float, float], n: int) -> str:
@@ -62,14 +69,19 @@ def advice(task: str, best: str, means: dict[str, float], interval: tuple[float,
 def table() -> None:
     print("| encoder | data set | shots | n | logistic regression | SetFit | CE | CE + SCL | "
           "CE + SCL minus the best other [95 %] | what to use |\n" + "| --- " * 10 + "|")
-    for (encoder, task, shots), rows in read_methods().items():
+    all_rows = read_tuned() | read_baselines()
+    for encoder, task, shots in dict.fromkeys(key[:3] for key in all_rows):
+        names = (FROZEN, SETFIT, "CE", "CE + SCL")
+        rows = {name: row for name in names if (row := all_rows.get((encoder, task, shots, name)))}
+        if not {"CE", "CE + SCL"} <= rows.keys():
+            continue
         seeds = sorted(set.intersection(*map(set, rows.values())))
         rows = {name: {seed: row[seed] for seed in seeds} for name, row in rows.items()}
         means = {name: np.mean(values(row, "test_accuracy")) for name, row in rows.items()}
         best = max((name for name in rows if name != "CE + SCL"), key=means.get)
         interval = t_interval(paired_differences(rows["CE + SCL"], rows[best], "train", "test"))
         best_name = best.removesuffix(", mean")
-        cells = [f"{100 * means[name]:.1f}" if name in means else "" for name in (FROZEN, SETFIT, "CE", "CE + SCL")]
+        cells = [f"{100 * means[name]:.1f}" if name in means else "" for name in names]
         print(f"| {encoder} | {task} | {shots} | {len(seeds)} | {' | '.join(cells)} | {difference(*interval)}, "
               f"{best_name} | {advice(task, best_name, means, interval, len(seeds))} |")
 

@@ -9,9 +9,10 @@
 # `transfer`, `own`, `all-MiniLM-L6-v2` and `all-mpnet-base-v2` must be folders, or links to folders.
 set -euo pipefail
 
+# Prints a training command. `data`, `model`, `precision` and `script` replace the values below if they are set.
 run() {
-    echo "python finetune.py --data-dir ${data:-glue} --model ${model:-all-MiniLM-L6-v2} --precision bf16" \
-        "--out runs/$experiment $*"
+    echo "python ${script:-finetune.py} ${data---data-dir glue} --model ${model:-all-MiniLM-L6-v2}" \
+        "${precision---precision bf16} --out runs/$experiment $*" | tr -s " "
 }
 
 seeds() { seq -s " " 0 $(($1 - 1)); }
@@ -103,7 +104,7 @@ transfer() { # each method starts from its own SST-2 checkpoint
     for task in amazon_polarity yelp_polarity; do
         for method in "$ce" "$scl"; do
             lam=$(awk '{print $2}' <<< "$method")
-            data=transfer model="runs/full/sst2-*-lam$lam-*" \
+            data="--data-dir transfer" model="runs/full/sst2-*-lam$lam-*" \
                 run --task $task --shots-per-class 20 --seed $(seeds 10) $method --max-length 128
         done
     done
@@ -119,14 +120,15 @@ batch-size() {
 # The base-size encoder. Both methods have the same number of steps, and the learning rates of their own trials. No other
 # experiment with this encoder uses the seeds of the trials.
 of_base="--max-steps 150 --eval-every 30"
+high_head_lr="--lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20"
 
 base-tuning() {
     for trial in "100 --lr "{5e-6,1e-5,2e-5,5e-5} "20 --lr "{1e-5,2e-5,5e-5}; do
         model=all-mpnet-base-v2 run --task sst2 --shots $trial --seed 100 101 --lam 0 0.9 --tau 0.3 $of_base
     done
     for lr in 1e-5 2e-5 5e-5; do # these trials are in float32
-        echo "python finetune.py --data-dir glue --model all-mpnet-base-v2 --task sst2 --shots 20 --seed 100 101" \
-            "--lam 0 0.9 --tau 0.3 --lr $lr --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-tuning"
+        precision= model=all-mpnet-base-v2 run --task sst2 --shots 20 --seed 100 101 --lam 0 0.9 --tau 0.3 \
+            ${high_head_lr/2e-5/$lr}
     done
 }
 
@@ -152,9 +154,8 @@ base-head-lr() { # tests whether the gain comes from the low learning rate of th
     for shots in 20 100; do
         for seed in $(seeds 10); do
             for lam in 0 0.9; do
-                echo "python results/last_step.py --data-dir glue --model all-mpnet-base-v2 --task sst2 --shots $shots" \
-                    "--seed $seed --lam $lam --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --save" \
-                    "--out runs/base-head-lr"
+                script=results/last_step.py precision= model=all-mpnet-base-v2 run --task sst2 --shots $shots \
+                    --seed $seed --lam $lam --tau 0.3 $high_head_lr --save
             done
         done
     done
@@ -162,29 +163,28 @@ base-head-lr() { # tests whether the gain comes from the low learning rate of th
 
 base-control() { # tests whether the gain comes from normalised features
     for seed in $(seeds 10); do
-        echo "python finetune.py --data-dir glue --model all-mpnet-base-v2 --task sst2 --shots 20 --seed $seed" \
-            "--lam 0 --ce-temperature 0.1 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-control"
+        precision= model=all-mpnet-base-v2 run --task sst2 --shots 20 --seed $seed --lam 0 --ce-temperature 0.1 \
+            $high_head_lr
     done
 }
 
 trec6() {
     for head_lr in 1e-3 1e-4; do
         for seed in $(seeds 10); do
-            echo "python finetune.py --model all-MiniLM-L6-v2 --task own/TREC6 --shots-per-class 10 --seed $seed" \
-                "--lam 0 0.9 --tau 0.3 --pooling mean --lr 1e-4 --head-lr $head_lr --max-steps 200 --eval-every 40" \
-                "--out runs/trec6"
+            precision= data= run --task own/TREC6 --shots-per-class 10 --seed $seed --lam 0 0.9 --tau 0.3 --pooling mean \
+                --lr 1e-4 --head-lr $head_lr --max-steps 200 --eval-every 40
         done
     done
     for seed in $(seeds 5); do # the control
-        echo "python finetune.py --model all-MiniLM-L6-v2 --task own/TREC6 --shots-per-class 10 --seed $seed --lam 0" \
-            "--ce-temperature 0.2 --pooling mean --lr 1e-4 --head-lr 1e-3 --max-steps 200 --eval-every 40 --out runs/trec6"
+        precision= data= run --task own/TREC6 --shots-per-class 10 --seed $seed --lam 0 --ce-temperature 0.2 \
+            --pooling mean --lr 1e-4 --head-lr 1e-3 --max-steps 200 --eval-every 40
     done
 }
 
 base-trec6() {
     for seed in $(seeds 10); do
-        echo "python finetune.py --model all-mpnet-base-v2 --task own/TREC6 --shots-per-class 10 --seed $seed" \
-            "--lam 0 0.9 --tau 0.3 --lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20 --out runs/base-trec6"
+        precision= data= model=all-mpnet-base-v2 run --task own/TREC6 --shots-per-class 10 --seed $seed --lam 0 0.9 \
+            --tau 0.3 $high_head_lr
     done
 }
 
