@@ -28,9 +28,13 @@ FEWEST = 5  # pairs for advice, and seeds for a row that competes with longer on
 
 
 def best_row(rows: list[Row]) -> Row:
-    """Returns the row with the best mean validation accuracy. Ignores short rows if there are longer ones."""
+    """Returns the row with the best mean validation accuracy over the seeds that all rows have.
+
+    Ignores rows with fewer than FEWEST seeds if there are longer ones.
+    """
     long_enough = [row for row in rows if len(row) >= FEWEST] or rows
-    return max(long_enough, key=lambda row: values(row, "validation_accuracy").mean())
+    seeds = set.intersection(*map(set, long_enough))
+    return max(long_enough, key=lambda row: np.mean([row[seed]["validation_accuracy"] for seed in seeds]))
 
 
 def read_tuned() -> dict[tuple, Row]:

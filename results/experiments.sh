@@ -120,7 +120,7 @@ batch-size() {
 # The base-size encoder. Both methods have the same number of steps, and the learning rates of their own trials. No other
 # experiment with this encoder uses the seeds of the trials.
 of_base="--max-steps 150 --eval-every 30"
-high_head_lr="--lr 2e-5 --head-lr 1e-3 --max-steps 100 --eval-every 20"
+high_head_lr="--head-lr 1e-3 --max-steps 100 --eval-every 20"
 
 base-tuning() {
     for trial in "100 --lr "{5e-6,1e-5,2e-5,5e-5} "20 --lr "{1e-5,2e-5,5e-5}; do
@@ -128,7 +128,7 @@ base-tuning() {
     done
     for lr in 1e-5 2e-5 5e-5; do # these trials are in float32
         precision= model=all-mpnet-base-v2 run --task sst2 --shots 20 --seed 100 101 --lam 0 0.9 --tau 0.3 \
-            ${high_head_lr/2e-5/$lr}
+            --lr $lr $high_head_lr
     done
 }
 
@@ -151,10 +151,10 @@ base-qnli() { # the first two of ten
 # The experiments below ran on a CPU without bfloat16 instructions, so they are in float32.
 
 base-head-lr() { # tests whether the gain comes from the low learning rate of the classifier
-    for shots in 20 100; do
+    for shots_and_lr in "20 --lr 2e-5" "20 --lr 5e-5" "100 --lr 2e-5"; do
         for seed in $(seeds 10); do
             for lam in 0 0.9; do
-                script=results/last_step.py precision= model=all-mpnet-base-v2 run --task sst2 --shots $shots \
+                script=results/last_step.py precision= model=all-mpnet-base-v2 run --task sst2 --shots $shots_and_lr \
                     --seed $seed --lam $lam --tau 0.3 $high_head_lr --save
             done
         done
@@ -164,7 +164,7 @@ base-head-lr() { # tests whether the gain comes from the low learning rate of th
 base-control() { # tests whether the gain comes from normalised features
     for seed in $(seeds 10); do
         precision= model=all-mpnet-base-v2 run --task sst2 --shots 20 --seed $seed --lam 0 --ce-temperature 0.1 \
-            $high_head_lr
+            --lr 2e-5 $high_head_lr
     done
 }
 
@@ -184,7 +184,7 @@ trec6() {
 base-trec6() {
     for seed in $(seeds 10); do
         precision= data= model=all-mpnet-base-v2 run --task own/TREC6 --shots-per-class 10 --seed $seed --lam 0 0.9 \
-            --tau 0.3 $high_head_lr
+            --tau 0.3 --lr 2e-5 $high_head_lr
     done
 }
 
