@@ -17,7 +17,7 @@ COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B
 MOST_LINES = 25
 HIDDEN = ("eval_every", "precision", "micro_batch_size", "compile", "test_checksum")  # for labels that would be equal
 NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_size", *HIDDEN}
-HEADING = ("pooling", "lr", "head_lr", "steps")
+HEADING, SAME_LR = ("pooling", "lr", "head_lr", "steps"), "head lr as lr"  # SAME_LR is left out of a heading
 
 
 def save(figure, output: str, width: float, height: float) -> None:
@@ -110,7 +110,7 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """
     all_fields = [label_fields(*pair) for pair in pairs]
     usual = {name: Counter(fields.get(name) for fields in all_fields).most_common(1)[0][0] for name in all_fields[0]}
-    all_details = [[text for name, text in fields.items() if text and text != usual.get(name)] for fields in all_fields]
+    all_details = [[text for name, text in fields.items() if text != usual.get(name)] for fields in all_fields]
     labels = [effect_label(row, details) for (row, _), details in zip(pairs, all_details, strict=True)]
     groups: dict[tuple, list[tuple]] = {}
     for (row, ce), label, details in zip(pairs, labels, all_details, strict=True):
@@ -124,7 +124,7 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
         line = label, t_interval(paired_differences(row, ce)), (row, ce)
         groups.setdefault(key, []).append(line)
 
-    heading = ", ".join([encoder, *(usual[name] for name in HEADING if usual.get(name))])
+    heading = ", ".join([encoder, *(usual[name] for name in HEADING if usual[name] != SAME_LR)])
     lines: list[tuple] = [(heading, None, None)]
     for (is_noise, *_, size), group in sorted(groups.items()):
         lines += group
@@ -148,7 +148,7 @@ def label_fields(row: Row, ce: Row) -> dict[str, str]:
     for name in ("lr", "head_lr", "steps"):
         text[name] = " / ".join(dict.fromkeys(short(of_row[name]) for of_row in (first(ce), record)))
     fields = {"pooling": f"{record['pooling']} pooling", "lr": f"lr {text['lr']}",
-              "head_lr": f"head lr {text['head_lr']}" if text["head_lr"] != text["lr"] else "",
+              "head_lr": f"head lr {text['head_lr']}" if text["head_lr"] != text["lr"] else SAME_LR,
               "steps": f"{text['steps']} steps"}
     names = (name for name, _ in record["setting"] if name not in (*fields, *NOT_IN_LABEL))
     return fields | {name: f"{name.replace('_', ' ')} {short(record[name])}" for name in names}

@@ -24,17 +24,13 @@ BASELINES = HERE / "baselines" / "results.jsonl"
 METHODS = {CE: "CE", CE_SCL: "CE + SCL"}
 FROZEN, SETFIT = "logistic regression, mean", "SetFit"
 CLASSES = {"TREC6": 6} | {name: len(task.labels) for name, task in TASKS.items()}
-FEWEST = 5  # pairs for advice, and seeds for a row that competes with longer ones
+FEWEST = 5  # pairs for advice
 
 
 def best_row(rows: list[Row]) -> Row:
-    """Returns the row with the best mean validation accuracy over the seeds that all rows have.
-
-    Ignores rows with fewer than FEWEST seeds if there are longer ones.
-    """
-    long_enough = [row for row in rows if len(row) >= FEWEST] or rows
-    seeds = set.intersection(*map(set, long_enough))
-    return max(long_enough, key=lambda row: np.mean([row[seed]["validation_accuracy"] for seed in seeds]))
+    """Returns the row with the best mean validation accuracy. Ignores rows with fewer seeds than the longest row."""
+    longest = [row for row in rows if len(row) == max(map(len, rows))]
+    return max(longest, key=lambda row: values(row, "validation_accuracy").mean())
 
 
 def read_tuned() -> dict[tuple, Row]:

@@ -127,6 +127,13 @@ def test_a_label_names_what_is_not_usual(tmp_path, drawn):
         "SST-2, N = 20, word noise 0.3"]
 
 
+def test_a_label_says_that_the_classifier_has_no_learning_rate_of_its_own(tmp_path, drawn):
+    records = [*pairs([0.01], head_lr=1e-3), *pairs([0.01], task="qnli", head_lr=1e-3), *pairs([0.01], task="rte")]
+    heading, sst2, _, rte = lines_of(effects(drawn, write(tmp_path, *records)))
+    assert heading == "encoder, cls pooling, lr 1e-5, head lr 1e-3, 200 steps"
+    assert (sst2, rte) == ("SST-2, N = 20", "RTE, N = 20\nhead lr as lr")
+
+
 @pytest.mark.parametrize("field, one, two, text", [
     ("dropout", 0.1, 0, "dropout 0"), ("eval_every", 20, 40, "eval every 40"), ("task", "a/own", "b/own", "b/own"),
     ("model", "a/encoder", "b/encoder", "b/encoder")])
