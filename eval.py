@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        message = "argument --device: out of memory; choose another device, such as cpu"
+        message = "argument --device: out of memory; choose a device with more free memory"
     print(f"eval.py: error: {one_line(message, 600)}", file=sys.stderr)
     return 2
 

@@ -1,4 +1,4 @@
-"""Defines user errors: problems that the user can correct. finetune.py and eval.py print a user error on one line."""
+"""Defines user errors, which are problems that the user can correct, and helpers that print text on one line."""
 
 import contextlib
 import functools

@@ -17,7 +17,8 @@ COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B
 MOST_LINES = 25
 HIDDEN = ("eval_every", "precision", "micro_batch_size", "compile", "test_checksum")  # for labels that would be equal
 NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_size", *HIDDEN}
-HEADING, SAME_LR = ("pooling", "lr", "head_lr", "steps"), "head lr as lr"  # SAME_LR is left out of a heading
+HEADING = ("pooling", "lr", "head_lr", "steps")
+SAME_LR = "head lr as lr"  # a heading does not show this text
 
 
 def save(figure, output: str, width: float, height: float) -> None:

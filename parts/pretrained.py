@@ -136,7 +136,7 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
     elif is_trained:
         model.last_layer().reset_parameters()
 
-    check_weights(model, source)
+    check_and_freeze(model, source)
     return model
 
 
@@ -235,7 +235,7 @@ def reorder(layer: nn.Linear, order: list[int]) -> None:
         layer.bias.copy_(layer.bias[order])
 
 
-def check_weights(model: Model, source: str) -> None:
+def check_and_freeze(model: Model, source: str) -> None:
     """Checks that all weights are finite and that the model accepts a text. Freezes parameters that no output uses.
 
     DistributedDataParallel would wait for gradients of unused parameters. If the model has its own classifier, also

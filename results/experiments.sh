@@ -9,7 +9,8 @@
 # `transfer`, `own`, `all-MiniLM-L6-v2` and `all-mpnet-base-v2` must be folders, or links to folders.
 set -euo pipefail
 
-# Prints a training command. `data`, `model`, `precision` and `script` replace the values below if they are set.
+# Prints a training command. The variables `script`, `data`, `model` and `precision` replace the values below. An empty
+# `data` or `precision` removes its flag.
 run() {
     echo "python ${script:-finetune.py} ${data---data-dir glue} --model ${model:-all-MiniLM-L6-v2}" \
         "${precision---precision bf16} --out runs/$experiment $*" | tr -s " "
