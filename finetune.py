@@ -128,7 +128,7 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
-from parts import pretrained, records
+from parts import pretrained, ranks, records
 from parts.data import Split, draw_splits
 from parts.model import Model, classification_metrics, predict, save_checkpoint
 from parts.ranks import any_rank, autocast, join_ranks, machine_facts, pick_device, rank, warn_if_slow, world_size
@@ -346,6 +346,7 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
         warnings = pretrained.check_vocabulary(tokenizer, splits[0].texts, source)
         for current, (lam, tau, lr) in enumerate(combinations, start=i * len(combinations) + 1):
             config = records.configure(args, lam, tau, lr, seed, splits, tokenizer.model_max_length, world_size())
+            ranks.check_same_run(config["run"])
             print(f"\nrun {current} of {total}: {config['run']}{records.time_left(durations, total - current + 1)}")
             if not args.dry_run and skip_finished(config, out, splits[2], data.label_names, device):
                 continue

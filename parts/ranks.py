@@ -43,6 +43,16 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(flags)
 
 
+def check_same_run(name: str) -> None:
+    """Checks that all ranks train the same run. The name of a run has a digest of its data and flags."""
+    names = [name] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(names, name)
+    if len(set(names)) > 1:
+        raise UserError(f"the processes have different data or flags (runs {', '.join(sorted(set(names)))}); give "
+                        "every process the same files and flags, then repeat the command")
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """Returns the device `name`, by default the fastest device of this machine. Checks that the device works."""
     local_rank = os.environ["LOCAL_RANK"] if dist.is_torchelastic_launched() else None

@@ -155,6 +155,23 @@ def test_gather_batch_returns_its_tensors_in_a_single_process():
 # ------------------------------------------------------------ parts/ranks.py
 
 
+def different_run(rank, world_size):
+    """Returns the message for equal names, and the message for names that differ between the ranks."""
+    messages = []
+    for name in ("a", f"run{rank}"):
+        try:
+            messages.append(ranks.check_same_run(name))
+        except UserError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_ranks_with_different_runs_are_rejected_on_every_rank(tmp_path):
+    message = ("the processes have different data or flags (runs run0, run1); give every process the same files and "
+               "flags, then repeat the command")
+    assert spawn(different_run, 2, tmp_path) == 2 * [[None, message]]
+
+
 @pytest.fixture
 def no_torchrun(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
