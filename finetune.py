@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from parts.errors import UserError, first_line, is_out_of_memory, one_line, prepare_stdout
+from parts.errors import UserError, explain_errors, first_line, is_out_of_memory, one_line, prepare_stdout
 from parts.flags import COUNT, DEFAULT_MODEL, FRACTION, NOT_NEGATIVE, POSITIVE, TRANSLATORS, Parser, complete, number
 from parts.tasks import TASKS, load_data
 
@@ -44,7 +44,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         "labels or words, or the sampling temperature of back-translation")
     add("--translators", nargs=2, metavar=("EN_DE", "DE_EN"), help="hub ids or folders of two translation models, "
         f"English to German and German to English (default: {' '.join(TRANSLATORS)})")
-    add("--max-length", type=number(int, "[8, inf)"), default=256, help="maximum number of tokens per example; cannot "
+    add("--max-length", type=number(int, "[8, 1e9]"), default=256, help="maximum number of tokens per example; cannot "
         "exceed the limit of the model (default: %(default)s)")
 
 
@@ -86,8 +86,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay, only for matrices (default: %(default)s)")
     add("--warmup-ratio", type=FRACTION, default=0.06, help="fraction of the steps in which the learning rate rises "
         "(warm-up); in the other steps, the learning rate falls (default: %(default)s)")
-    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: each class in a batch has "
-        "at least two examples; useful if there are many classes or rare classes (default: %(default)s)")
+    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: a batch has two examples of "
+        "each class, or of as many classes as fit; useful for many or rare classes (default: %(default)s)")
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
@@ -381,7 +381,8 @@ def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, 
     if not any_rank(bool(found), device):
         return False
     if found:
-        records.print_result(found[0], test, label_names)
+        with explain_errors("--out", results, "records that finetune.py wrote; delete the line of this run"):
+            records.print_result(found[0], test, label_names)
         finished = "finished" if (out / config["run"]).is_dir() else "finished and has no checkpoint"
         print(f"this run is {finished}; to repeat the run, delete its line in {results} or choose another --out")
     if rank() == 0:

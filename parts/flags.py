@@ -51,8 +51,8 @@ def number(kind: type, interval: str) -> Callable[[str], float]:
     return parse
 
 
-COUNT, FRACTION = number(int, "[1, inf)"), number(float, "[0, 1]")
-POSITIVE, NOT_NEGATIVE = number(float, "(0, inf)"), number(float, "[0, inf)")
+COUNT, FRACTION = number(int, "[1, 1e9]"), number(float, "[0, 1]")
+POSITIVE, NOT_NEGATIVE = number(float, "(0, 1e9]"), number(float, "[0, 1e9]")
 
 
 def complete(args: argparse.Namespace) -> None:

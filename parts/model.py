@@ -56,10 +56,15 @@ class Model(nn.Module):
         return self.head(scaled), features
 
     def tokenize(self, texts: list[tuple[str, ...]]) -> dict[str, Tensor]:
-        """Returns the token tensors (N, T) of a batch, padded on the right to the length T of the longest text."""
+        """Returns the token tensors (N, T) of a batch, padded on the right to the length T of the longest text.
+
+        Without token types for encoders that have only one type, because some of their tokenizers number two types.
+        """
         columns = map(list, zip(*texts, strict=True))
         tokens = self.tokenizer(*columns, truncation=True, max_length=self.tokenizer.model_max_length, padding=True,
-                                return_tensors="pt")
+                                return_tensors="pt", return_attention_mask=True)
+        if getattr(self.backbone.config, "type_vocab_size", None) == 1:
+            tokens.pop("token_type_ids", None)
         return tokens.to(self.backbone.device)
 
     def summary(self) -> str:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import huggingface_hub
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -33,6 +35,9 @@ def load_config(source: str):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **ours)
     if config.is_encoder_decoder:
         raise UserError(f"argument --model: {source} is an encoder-decoder; choose an encoder")
+    if getattr(config, "is_decoder", False):
+        raise UserError(f"argument --model: {source} has is_decoder true in config.json, so each token reads only the "
+                        "tokens before it; choose an encoder")
     return config
 
 
@@ -53,7 +58,7 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
         first_token = tokenizer("a")["input_ids"][:1]
         with torch.device("meta"):  # creates no weights
             encoder = transformers.AutoModel.from_config(config)
-        embeddings = encoder.get_input_embeddings().num_embeddings
+        embeddings = getattr(encoder.get_input_embeddings(), "num_embeddings", sys.maxsize)
     if pooling == "cls" and first_token != [tokenizer.cls_token_id]:
         raise UserError(f"argument --model: the tokenizer of {source} puts no cls token first (is it a decoder?); "
                         "choose an encoder or --pooling mean")
@@ -72,16 +77,17 @@ def longest_input(encoder: transformers.PreTrainedModel) -> int:
 
     In RoBERTa-like models, the first position has the number padding_idx + 1.
     """
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    limit = limit if limit and limit > 0 else sys.maxsize  # for models without a maximum, such as XLNet
     for name, module in encoder.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             first_position = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - first_position
-    limit = getattr(encoder.config, "max_position_embeddings", None)
-    return limit if limit and limit > 0 else sys.maxsize  # for models without a maximum, such as XLNet
+            return min(limit, module.num_embeddings - first_position)
+    return limit
 
 
 def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
-    """Tokenises the first 300 texts. Returns warnings about truncated texts and about many unknown tokens.
+    """Tokenises the first 300 texts. Returns warnings about truncated texts, unknown tokens and a changed tokenizer.
 
     Rejects a tokenizer that turns at least half of the tokens of the texts into the unknown token. Probably, tokenizer
     files are missing.
@@ -101,6 +107,14 @@ def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> li
                         "see the rest (--max-length)")
     if (unknown_share := 1 - known / len(tokens)) > 0.03:
         warnings.append(f"{unknown_share:.0%} of the tokens are unknown to this tokenizer")
+    if (file := Path(source, "tokenizer.json")).is_file():
+        original = tokenizers.Tokenizer.from_file(str(file))  # transformers may replace its normaliser, for example
+        original.no_truncation()
+        original.no_padding()
+        encodings = original.encode_batch([row if len(row) == 2 else row[0] for row in texts])
+        if changed := sum(row != encoding.ids for row, encoding in zip(inputs, encodings, strict=True)):
+            warnings.append(f"for {changed} of {len(texts)} training texts, transformers makes other tokens than "
+                            f"{file} (does tokenizer_config.json lack do_lower_case?)")
     return warnings
 
 
@@ -147,7 +161,10 @@ def demo_config(tokenizer) -> transformers.RobertaConfig:
 
 
 def load_backbone(source: str, config, has_own_classifier: bool) -> tuple[transformers.PreTrainedModel, set[str]]:
-    """Loads the network. Returns two values: the network, and the names of parameters that the model files lack."""
+    """Loads the network. Returns two values: the network, and the names of parameters that the model files lack.
+
+    Prints a warning if the files have weights of layers that the network lacks.
+    """
     auto = transformers.AutoModelForSequenceClassification if has_own_classifier else transformers.AutoModel
     if source == "demo":
         return auto.from_config(config), set()
@@ -155,6 +172,9 @@ def load_backbone(source: str, config, has_own_classifier: bool) -> tuple[transf
         backbone, info = auto.from_pretrained(
             source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
             output_loading_info=True, trust_remote_code=False)
+    if unused := sorted(name for name in info["unexpected_keys"] if re.search(r"\.\d+\.", name)):  # in a numbered layer
+        print(f"warning: {source} has {len(unused)} weights that its config.json does not use, such as {unused[0]}",
+              file=sys.stderr)
     missing = (*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"]))
     return backbone, {f"backbone.{name}" for name in missing}
 
@@ -238,22 +258,28 @@ def reorder(layer: nn.Linear, order: list[int]) -> None:
 def check_and_freeze(model: Model, source: str) -> None:
     """Checks that all weights are finite and that the model accepts a text. Freezes parameters that no output uses.
 
-    DistributedDataParallel would wait for gradients of unused parameters. If the model has its own classifier, also
-    checks that the class logits depend only on the first token.
+    DistributedDataParallel would wait for gradients of unused parameters. Checks that padding does not change the
+    features of a text. If the model has its own classifier, also checks that the class logits depend only on the first
+    token.
     """
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise UserError(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")
     model.eval()
     with explain_errors("--model", source, "an encoder for text"):
+        _, padded_features = model(**model.tokenize([("a b c",), ("a b c " * 9,)]))
         class_logits, features = model(**model.tokenize([("a b c",)]))
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(class_logits.sum() + features.sum(), parameters, retain_graph=True,
+                                        allow_unused=True)
+    if (features - padded_features[:1]).norm() > 0.01 * features.norm():
+        raise UserError(f"argument --model: padding changes the features of {source}, so the features of a text depend "
+                        "on the other texts of its batch; choose an encoder that uses an attention mask")
     if model.head is None:
         logits_sum = class_logits.sum()
-        (by_token,) = torch.autograd.grad(logits_sum, model.hidden, retain_graph=True, allow_unused=True)  # (1, T, D)
+        (by_token,) = torch.autograd.grad(logits_sum, model.hidden, allow_unused=True)  # (1, T, D)
         if by_token is None or by_token[:, 1:].any():
             raise UserError(f"argument --model: the classifier of {source} reads other tokens than the first, but SCL "
                             "contrasts the first; choose --pooling mean")
-    parameters = list(model.parameters())
-    gradients = torch.autograd.grad(class_logits.sum() + features.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     model.hidden = None

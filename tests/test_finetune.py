@@ -1,5 +1,6 @@
 """finetune.py: the training loop, its loss, one run, a sweep, and what the command prints."""
 
+import json
 import math
 import os
 import runpy
@@ -466,6 +467,16 @@ def test_a_finished_run_prints_its_result_and_is_not_repeated(tmp_path, capsys):
     run(tmp_path, "--shots", 20, "--seed", 0)
     assert "this run is finished and has no checkpoint; to repeat the run" in capsys.readouterr().out
     assert len(run(tmp_path, "--shots", 20, "--seed", 0, 1)) == 2
+
+
+def test_a_damaged_record_of_the_run_gives_one_line(capsys, tmp_path):
+    (record,) = run(tmp_path, "--shots", 20)
+    (tmp_path / "results.jsonl").write_text(json.dumps({"run": record["run"]}) + "\n")
+    capsys.readouterr()
+    assert finetune.main(["--task", "demo", "--max-steps", "4", "--shots", "20", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"finetune.py: error: argument --out: {tmp_path}/results.jsonl cannot be used")
+    assert "delete the line of this run" in error and error.count("\n") == 1
 
 
 def test_a_run_that_another_process_has_finished_meanwhile_is_not_repeated(tmp_path, monkeypatch):

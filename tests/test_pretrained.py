@@ -193,9 +193,21 @@ def test_half_of_the_tokens_must_be_known():
         pretrained.check_vocabulary(word_tokenizer("a", "b"), [("a x",), ("b x",)], "folder")
 
 
+@pytest.mark.parametrize("normalizer, changed", [({"type": "Lowercase"}, 0), (None, 2)])
+def test_tokens_that_differ_from_tokenizer_json_are_warned_of(tmp_path, normalizer, changed):
+    tokenizer = word_tokenizer("the", "The", "dog")
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
+    warnings = pretrained.check_vocabulary(tokenizer, [("The dog",), ("the dog",), ("dog The the",)], str(tmp_path))
+    expected = f"for {changed} of 3 training texts, transformers makes other tokens than {file} (does "
+    assert [warning.startswith(expected) for warning in warnings] == [True] * bool(changed)
+    assert pretrained.check_vocabulary(tokenizer, [("dog", "the dog")], str(tmp_path)) == []
+
+
 @pytest.mark.parametrize("name, settings, limit", [
     ("roberta", {"max_position_embeddings": 40}, 39), ("mpnet", {"max_position_embeddings": 40}, 38),
-    ("bert", {"max_position_embeddings": 40}, 40),
+    ("bert", {"max_position_embeddings": 40}, 40), ("nystromformer", {"max_position_embeddings": 40}, 40),
     ("electra", {"max_position_embeddings": 40, "embedding_size": 16}, 40),
     ("gpt2", {"n_positions": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}, 40), ("xlnet", XLNET, 256)])  # fmt: skip
 def test_the_maximum_length_is_the_smaller_of_tokenizer_and_model(tmp_path, own, save_encoder, name, settings, limit):
@@ -267,7 +279,47 @@ def test_a_decoder_works_with_mean_pooling_only(capsys, tmp_path):
     assert record["test_accuracy"] > 0
 
 
+def test_a_causal_encoder_is_rejected(capsys, tmp_path, save_encoder):
+    folder = save_encoder("bert", is_decoder=True)
+    error = user_error(capsys, tmp_path, "--task", "demo", "--model", folder)
+    assert f"{folder} has is_decoder true in config.json" in error and "choose an encoder" in error
+
+
+def test_an_encoder_that_reads_padding_is_rejected(capsys, tmp_path, save_encoder):
+    folder = save_encoder("fnet")
+    error = user_error(capsys, tmp_path, "--task", "demo", "--model", folder, "--pooling", "mean")
+    assert f"padding changes the features of {folder}" in error and "attention mask" in error
+
+
+def test_the_mask_does_not_depend_on_the_tokenizer(save_encoder, demo_tokenizer):
+    """Some tokenizers return no attention mask unless they are asked for it."""
+    folder = save_encoder("roberta")
+    tokenizer = pretrained.load_tokenizer(str(folder), "cls")
+    tokenizer.model_input_names = ["input_ids"]
+    tokens = load(folder, tokenizer=tokenizer).tokenize([("the plot was great",), ("dull",)])
+    assert tokens["attention_mask"].sum(dim=1).tolist() == [6, 4]
+
+
+def test_an_encoder_with_one_token_type_accepts_pairs(tmp_path, save_encoder):
+    """RoBERTa has one token type, but a BERT tokenizer numbers the tokens of the second text as type 1."""
+    folder = save_encoder("roberta", tokenizer=False, vocab_size=8, pad_token_id=0, type_vocab_size=1)
+    word_tokenizer("a", "b", "c").save_pretrained(folder)
+    model = load(folder)
+    assert "token_type_ids" in model.tokenizer("a", "b") and "token_type_ids" not in model.tokenize([("a", "b")])
+    assert model(**model.tokenize([("a", "b")]))[0].isfinite().all()
+
+
 # ------------------------------------------------------------ the weights
+
+
+def test_weights_of_layers_that_the_config_does_not_have_are_warned_of(capsys, save_encoder):
+    folder = save_encoder("bert", num_hidden_layers=2)
+    load(folder)
+    assert capsys.readouterr().err == ""
+    edit_config(folder, num_hidden_layers=1)
+    load(folder)
+    warning = f"warning: {folder} has 16 weights that its config.json does not use, such as encoder.layer.1."
+    assert capsys.readouterr().err.startswith(warning)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
