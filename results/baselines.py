@@ -2,7 +2,7 @@
 
     pip install setfit==1.2.0
     python results/baselines.py            # appends the missing records to results/baselines/results.jsonl; needs glue,
-                                           # own/TREC6 and the two encoders (see README.md) in the working folder
+                                           # own and the two encoders (see README.md) in the working folder
     python results/baselines.py table      # prints the comparison in markdown
 
 The first method is logistic regression of scikit-learn. It reads standardised features of the frozen encoder: the first
@@ -36,8 +36,8 @@ from parts.tasks import load_data  # noqa: E402
 
 SMALL, BASE = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
 STEPS = {SMALL: 200, BASE: 100}  # of SetFit; CE + SCL has as many in trec6.jsonl and base-trec6.jsonl
-TREC6 = "own/TREC6"  # a folder with train.tsv and test.tsv
-ORDER = ("sst2", "qnli", "mnli", "TREC6")
+TREC6, CR = OWN = ("own/TREC6", "own/CR")  # folders with train.tsv and test.tsv; `shots` is the number for each class
+ORDER = ("sst2", "qnli", "mnli", "TREC6", "CR")
 
 
 def setfit(encoder: str, train: Split, test: Split, seed: int) -> float:
@@ -53,8 +53,8 @@ def setfit(encoder: str, train: Split, test: Split, seed: int) -> float:
 
 
 def run(encoder: str, task: str, shots: int, method: str, seeds: range) -> None:
-    """Appends the records that are missing. TREC-6 has this number of shots for each class."""
-    done, name, per_class = {record["run"] for record in read_records(BASELINES)}, Path(task).name, task == TREC6
+    """Appends the records that are missing."""
+    done, name, per_class = {record["run"] for record in read_records(BASELINES)}, Path(task).name, task in OWN
     names = {seed: f"{'' if encoder == SMALL else f'{encoder}-'}{name}-n{shots}-{method}-seed{seed}" for seed in seeds}
     if not (missing := [seed for seed in seeds if names[seed] not in done]):
         return
@@ -108,6 +108,8 @@ if __name__ == "__main__":
             run(SMALL, task, shots, f"logistic regression, {pooling}", range(10))
         for shots, pooling in itertools.product((20, 100), ("cls", "mean")):
             run(BASE, "sst2", shots, f"logistic regression, {pooling}", range(10))
+        for pooling in ("cls", "mean"):
+            run(BASE, CR, 10, f"logistic regression, {pooling}", range(10))
         for shots in (20, 100):
             run(SMALL, "sst2", shots, "SetFit", range(5))
         for encoder in (SMALL, BASE):

@@ -18,12 +18,12 @@ from parts.settings import CE, CE_SCL, Row, first, paired_differences, read_sett
 from parts.statistics import difference, t_interval  # noqa: E402
 from parts.tasks import TASKS  # noqa: E402
 
-FILES = ("base-head-lr.jsonl", "base.jsonl", "base-trec6.jsonl", "base-qnli/results.jsonl", "few-shot.jsonl",
-         "few-shot-cls.jsonl", "trec6.jsonl")
+FILES = ("base-head-lr.jsonl", "base.jsonl", "base-trec6.jsonl", "base-cr.jsonl", "base-qnli/results.jsonl",
+         "few-shot.jsonl", "few-shot-cls.jsonl", "trec6.jsonl")
 BASELINES = HERE / "baselines" / "results.jsonl"
 METHODS = {CE: "CE", CE_SCL: "CE + SCL"}
 FROZEN, SETFIT = "logistic regression, mean", "SetFit"
-CLASSES = {"TREC6": 6} | {name: len(task.labels) for name, task in TASKS.items()}
+CLASSES = {"TREC6": 6, "CR": 2} | {name: len(task.labels) for name, task in TASKS.items()}
 FEWEST = 5  # pairs for advice
 
 

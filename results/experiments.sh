@@ -182,15 +182,19 @@ trec6() {
     done
 }
 
-base-trec6() {
+of_own_task() { # $1: the folder of the task
     for seed in $(seeds 10); do
-        precision= data= model=all-mpnet-base-v2 run --task own/TREC6 --shots-per-class 10 --seed $seed --lam 0 0.9 \
+        precision= data= model=all-mpnet-base-v2 run --task own/$1 --shots-per-class 10 --seed $seed --lam 0 0.9 \
             --tau 0.3 --lr 2e-5 $high_head_lr
     done
 }
 
+base-trec6() { of_own_task TREC6; }
+
+base-cr() { of_own_task CR; }
+
 all="tuning few-shot few-shot-cls chosen-steps last-step grid noise full transfer batch-size base-tuning base base-qnli
-    base-head-lr base-control trec6 base-trec6"
+    base-head-lr base-control trec6 base-trec6 base-cr"
 for experiment in ${*:-$all}; do
     [[ " $(echo $all) " = *" $experiment "* ]] || { echo "no experiment $experiment; expected one of" $all >&2; exit 2; }
     $experiment
