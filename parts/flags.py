@@ -52,7 +52,7 @@ def number(kind: type, interval: str) -> Callable[[str], float]:
 
 
 COUNT, FRACTION = number(int, "[1, 1e9]"), number(float, "[0, 1]")
-POSITIVE, NOT_NEGATIVE = number(float, "(0, 1e9]"), number(float, "[0, 1e9]")
+POSITIVE, NOT_NEGATIVE = number(float, "(0, inf)"), number(float, "[0, inf)")
 
 
 def complete(args: argparse.Namespace) -> None:
