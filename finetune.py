@@ -79,9 +79,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--micro-batch-size", type=COUNT, help="number of examples that a process holds in memory at once; a small "
         "value saves memory but costs a second forward pass (default: the whole batch)")
     add = group.add_mutually_exclusive_group().add_argument
-    add("--epochs", type=number(float, "(0, 1e9]"), help="length of training in epochs (default: 10, but at "
-        "least 200 steps)")
-    add("--max-steps", type=COUNT, help="length of training in steps")
+    add("--epochs", type=number(float, "(0, 1e9]"), help="training length in epochs (default: 10, at least 200 steps)")
+    add("--max-steps", type=COUNT, help="training length in steps")
     add = group.add_argument
     add("--eval-every", type=COUNT, help="number of steps between two validations (default: a tenth of all steps)")
     add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay, only for matrices (default: %(default)s)")
