@@ -66,8 +66,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; tiny encoder for --task demo)")
     add("--pooling", choices=("cls", "mean"), default="cls", help="cls: the model's own classifier reads the "
         "first token, as in the paper. mean: a linear classifier reads the mean of all tokens (default: %(default)s)")
-    add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="dropout rate of encoder and classifier (default: "
-        "%(default)s)")
+    add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="dropout rate of the whole model (default: 0.1)")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -86,8 +85,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=NOT_NEGATIVE, default=0.1, help="weight decay, only for matrices (default: %(default)s)")
     add("--warmup-ratio", type=FRACTION, default=0.06, help="fraction of the steps in which the learning rate rises "
         "(warm-up); in the other steps, the learning rate falls (default: %(default)s)")
-    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: a batch has two examples of "
-        "each class, or of as many classes as fit; useful for many or rare classes (default: %(default)s)")
+    add("--sampler", choices=("shuffled", "balanced"), default="shuffled", help="balanced: a batch has two or more "
+        "examples of each class, or of as many classes as fit; useful for many or rare classes (default: %(default)s)")
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:

@@ -73,7 +73,7 @@ def load_tokenizer(source: str, pooling: str, max_length: int = 256):
 
 
 def longest_input(encoder: transformers.PreTrainedModel) -> int:
-    """Returns the maximum number of tokens of an input, from the number of position embeddings.
+    """Returns the maximum number of tokens of an input, from the config and the number of position embeddings.
 
     In RoBERTa-like models, the first position has the number padding_idx + 1.
     """
@@ -87,10 +87,11 @@ def longest_input(encoder: transformers.PreTrainedModel) -> int:
 
 
 def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
-    """Tokenises the first 300 texts. Returns warnings about truncated texts, unknown tokens and a changed tokenizer.
+    """Tokenises the first 300 texts. Returns warnings about truncated texts and unknown tokens.
 
-    Rejects a tokenizer that turns at least half of the tokens of the texts into the unknown token. Probably, tokenizer
-    files are missing.
+    Also returns a warning if transformers does not give the tokens of the model's own tokenizer.json. Rejects a
+    tokenizer that turns at least half of the tokens of the texts into the unknown token. Probably, tokenizer files are
+    missing.
     """
     texts = texts[:300]
     inputs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]
@@ -107,14 +108,15 @@ def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> li
                         "see the rest (--max-length)")
     if (unknown_share := 1 - known / len(tokens)) > 0.03:
         warnings.append(f"{unknown_share:.0%} of the tokens are unknown to this tokenizer")
-    if (file := Path(source, "tokenizer.json")).is_file():
-        original = tokenizers.Tokenizer.from_file(str(file))  # transformers may replace its normaliser, for example
+    file = Path(source, "tokenizer.json")
+    if source != "demo" and file.is_file():
+        original = tokenizers.Tokenizer.from_file(str(file))  # transformers may replace the normaliser of this file
         original.no_truncation()
         original.no_padding()
         encodings = original.encode_batch([row if len(row) == 2 else row[0] for row in texts])
         if changed := sum(row != encoding.ids for row, encoding in zip(inputs, encodings, strict=True)):
-            warnings.append(f"for {changed} of {len(texts)} training texts, transformers makes other tokens than "
-                            f"{file} (does tokenizer_config.json lack do_lower_case?)")
+            warnings.append(f"for {changed} of {len(texts)} training texts, transformers does not give the tokens of "
+                            f"{file}; perhaps tokenizer_config.json lacks do_lower_case")
     return warnings
 
 
@@ -256,11 +258,11 @@ def reorder(layer: nn.Linear, order: list[int]) -> None:
 
 
 def check_and_freeze(model: Model, source: str) -> None:
-    """Checks that all weights are finite and that the model accepts a text. Freezes parameters that no output uses.
+    """Checks a model before training, and freezes parameters that no output uses.
 
-    DistributedDataParallel would wait for gradients of unused parameters. Checks that padding does not change the
-    features of a text. If the model has its own classifier, also checks that the class logits depend only on the first
-    token.
+    Checks that all weights are finite, that the model accepts a text, and that padding does not change the features of
+    a text. If the model has its own classifier, also checks that the class logits depend only on the first token.
+    DistributedDataParallel would wait for gradients of unused parameters.
     """
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise UserError(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")

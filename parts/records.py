@@ -173,8 +173,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             remove(path)
         part.replace(path)
     except Exception as error:  # a full disk can raise any type of exception
-        raise UserError(f"{path} cannot be written ({first_line(error)}); make room, or end the other process that "
-                        "writes it, and repeat the command") from error
+        raise UserError(f"{path} cannot be written ({first_line(error)}); make room, end other processes that write "
+                        "the same path, and repeat the command") from error
     finally:
         remove(part)
 

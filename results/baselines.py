@@ -36,7 +36,7 @@ from parts.tasks import load_data  # noqa: E402
 
 SMALL, BASE = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
 STEPS = {SMALL: 200, BASE: 100}  # of SetFit; CE + SCL has as many in trec6.jsonl and base-trec6.jsonl
-TREC6, CR = OWN = ("own/TREC6", "own/CR")  # folders with train.tsv and test.tsv; `shots` is the number for each class
+TREC6, CR = "own/TREC6", "own/CR"  # folders with train.tsv and test.tsv
 ORDER = ("sst2", "qnli", "mnli", "TREC6", "CR")
 
 
@@ -53,8 +53,8 @@ def setfit(encoder: str, train: Split, test: Split, seed: int) -> float:
 
 
 def run(encoder: str, task: str, shots: int, method: str, seeds: range) -> None:
-    """Appends the records that are missing."""
-    done, name, per_class = {record["run"] for record in read_records(BASELINES)}, Path(task).name, task in OWN
+    """Appends the records that are missing. TREC-6 and CR have this number of shots for each class."""
+    done, name, per_class = {record["run"] for record in read_records(BASELINES)}, Path(task).name, task in (TREC6, CR)
     names = {seed: f"{'' if encoder == SMALL else f'{encoder}-'}{name}-n{shots}-{method}-seed{seed}" for seed in seeds}
     if not (missing := [seed for seed in seeds if names[seed] not in done]):
         return

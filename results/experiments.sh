@@ -182,7 +182,7 @@ trec6() {
     done
 }
 
-of_own_task() { # $1: the folder of the task
+of_own_task() { # $1 is the name of a folder in `own`
     for seed in $(seeds 10); do
         precision= data= model=all-mpnet-base-v2 run --task own/$1 --shots-per-class 10 --seed $seed --lam 0 0.9 \
             --tau 0.3 --lr 2e-5 $high_head_lr

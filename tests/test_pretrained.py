@@ -200,9 +200,15 @@ def test_tokens_that_differ_from_tokenizer_json_are_warned_of(tmp_path, normaliz
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
     warnings = pretrained.check_vocabulary(tokenizer, [("The dog",), ("the dog",), ("dog The the",)], str(tmp_path))
-    expected = f"for {changed} of 3 training texts, transformers makes other tokens than {file} (does "
+    expected = f"for {changed} of 3 training texts, transformers does not give the tokens of {file}; "
     assert [warning.startswith(expected) for warning in warnings] == [True] * bool(changed)
     assert pretrained.check_vocabulary(tokenizer, [("dog", "the dog")], str(tmp_path)) == []
+
+
+def test_the_demo_does_not_read_a_folder_with_its_name(tmp_path, monkeypatch, demo_tokenizer):
+    word_tokenizer("dog").save_pretrained(tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.check_vocabulary(demo_tokenizer, [("the plot was great",)], "demo") == []
 
 
 @pytest.mark.parametrize("name, settings, limit", [
@@ -291,7 +297,7 @@ def test_an_encoder_that_reads_padding_is_rejected(capsys, tmp_path, save_encode
     assert f"padding changes the features of {folder}" in error and "attention mask" in error
 
 
-def test_the_mask_does_not_depend_on_the_tokenizer(save_encoder, demo_tokenizer):
+def test_the_mask_does_not_depend_on_the_tokenizer(save_encoder):
     """Some tokenizers return no attention mask unless they are asked for it."""
     folder = save_encoder("roberta")
     tokenizer = pretrained.load_tokenizer(str(folder), "cls")
