@@ -110,8 +110,7 @@ if __name__ == "__main__":
             run(BASE, "sst2", shots, f"logistic regression, {pooling}", range(10))
         for pooling in ("cls", "mean"):
             run(BASE, CR, 10, f"logistic regression, {pooling}", range(10))
-        for shots in (20, 100):
-            run(SMALL, "sst2", shots, "SetFit", range(5))
-        for encoder in (SMALL, BASE):
-            run(encoder, TREC6, 10, "SetFit", range(5))
-        run(BASE, "sst2", 20, "SetFit", range(5))
+        for encoder, shots in itertools.product((SMALL, BASE), (20, 100)):
+            run(encoder, "sst2", shots, "SetFit", range(5))
+        for encoder, task in ((SMALL, TREC6), (BASE, TREC6), (BASE, CR)):
+            run(encoder, task, 10, "SetFit", range(5))
