@@ -3,7 +3,8 @@
     python results/decision.py
 
 A row is an encoder, a data set and a number of examples. Each method has the learning rates with the best mean
-validation accuracy. All methods of a row have the same seeds, so the same training and test examples.
+validation accuracy. All means of a row have the same seeds, so the same training and test examples. The difference has
+all seeds that were run with both of its methods.
 """
 
 import sys
@@ -76,14 +77,13 @@ def table() -> None:
         if not {"CE", "CE + SCL"} <= rows.keys():
             continue
         seeds = sorted(set.intersection(*map(set, rows.values())))
-        rows = {name: {seed: row[seed] for seed in seeds} for name, row in rows.items()}
-        means = {name: np.mean(values(row, "test_accuracy")) for name, row in rows.items()}
+        means = {name: np.mean([row[seed]["test_accuracy"] for seed in seeds]) for name, row in rows.items()}
         best = max((name for name in rows if name != "CE + SCL"), key=means.get)
-        interval = t_interval(paired_differences(rows["CE + SCL"], rows[best], "train", "test"))
-        best_name = best.removesuffix(", mean")
+        differences = paired_differences(rows["CE + SCL"], rows[best], "train", "test")
+        interval, n, best_name = t_interval(differences), len(differences), best.removesuffix(", mean")
         cells = [f"{100 * means[name]:.1f}" if name in means else "" for name in names]
         print(f"| {encoder} | {task} | {shots} | {len(seeds)} | {' | '.join(cells)} | {difference(*interval)}, "
-              f"{best_name} | {advice(task, best_name, means, interval, len(seeds))} |")
+              f"{best_name}, n = {n} | {advice(task, best_name, means, interval, n)} |")
 
 
 if __name__ == "__main__":
