@@ -35,7 +35,7 @@ from parts.statistics import difference, percent, t_interval  # noqa: E402
 from parts.tasks import load_data  # noqa: E402
 
 SMALL, BASE = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
-STEPS = {SMALL: 200, BASE: 100}  # of SetFit; CE + SCL has as many in trec6.jsonl and base-trec6.jsonl
+STEPS = {SMALL: 200, BASE: 100}  # of SetFit; CE + SCL has as many, except in base.jsonl
 TREC6, CR = "own/TREC6", "own/CR"  # folders with train.tsv and test.tsv
 ORDER = ("sst2", "qnli", "mnli", "TREC6", "CR")
 

@@ -2,7 +2,7 @@
 
     python results/decision.py
 
-A row is an encoder, a data set and a number of examples. Each method has the learning rates with the best mean
+A row is an encoder, a data set and a number of examples. Each method has the hyperparameters with the best mean
 validation accuracy. All means of a row have the same seeds, so the same training and test examples. The difference has
 all seeds that were run with both of its methods.
 """
@@ -76,7 +76,7 @@ def table() -> None:
         rows = {name: row for name in names if (row := all_rows.get((encoder, task, shots, name)))}
         if not {"CE", "CE + SCL"} <= rows.keys():
             continue
-        seeds = sorted(set.intersection(*map(set, rows.values())))
+        seeds = set.intersection(*map(set, rows.values()))
         means = {name: np.mean([row[seed]["test_accuracy"] for seed in seeds]) for name, row in rows.items()}
         best = max((name for name in rows if name != "CE + SCL"), key=means.get)
         differences = paired_differences(rows["CE + SCL"], rows[best], "train", "test")
