@@ -66,7 +66,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--model", help=f"hub id or folder of an encoder (default: {DEFAULT_MODEL}; tiny encoder for --task demo)")
     add("--pooling", choices=("cls", "mean"), default="cls", help="cls: the model's own classifier reads the "
         "first token, as in the paper. mean: a linear classifier reads the mean of all tokens (default: %(default)s)")
-    add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="dropout rate of the whole model (default: 0.1)")
+    add("--dropout", type=number(float, "[0, 1)"), default=0.1, help="dropout rate of the model (default: %(default)s)")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:

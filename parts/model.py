@@ -58,7 +58,7 @@ class Model(nn.Module):
     def tokenize(self, texts: list[tuple[str, ...]]) -> dict[str, Tensor]:
         """Returns the token tensors (N, T) of a batch, padded on the right to the length T of the longest text.
 
-        Removes the token types if the encoder has only one type, because a BERT tokenizer may number two types.
+        Removes the token types if the encoder has only one type. A BERT tokenizer gives type 1 to the second text.
         """
         columns = map(list, zip(*texts, strict=True))
         tokens = self.tokenizer(*columns, truncation=True, max_length=self.tokenizer.model_max_length, padding=True,

@@ -3,8 +3,8 @@
     python results/decision.py
 
 A row is an encoder, a data set and a number of examples. Each method has the hyperparameters with the best mean
-validation accuracy. All means of a row have the same seeds, so the same training and test examples. The difference has
-all seeds that were run with both of its methods.
+validation accuracy. All means of a row have the same seeds, so the same training and test examples. The difference
+uses all seeds that were run with both of its methods.
 """
 
 import sys
@@ -80,7 +80,8 @@ def table() -> None:
         means = {name: np.mean([row[seed]["test_accuracy"] for seed in seeds]) for name, row in rows.items()}
         best = max((name for name in rows if name != "CE + SCL"), key=means.get)
         differences = paired_differences(rows["CE + SCL"], rows[best], "train", "test")
-        interval, n, best_name = t_interval(differences), len(differences), best.removesuffix(", mean")
+        interval, n = t_interval(differences), len(differences)
+        best_name = best.removesuffix(", mean")
         cells = [f"{100 * means[name]:.1f}" if name in means else "" for name in names]
         print(f"| {encoder} | {task} | {shots} | {len(seeds)} | {' | '.join(cells)} | {difference(*interval)}, "
               f"{best_name}, n = {n} | {advice(task, best_name, means, interval, n)} |")
