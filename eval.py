@@ -139,12 +139,12 @@ def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Spl
                    check: bool = False):  # fmt: skip
     """Returns the output of a checkpoint: class logits (N, C), in the order of `names`, and features (N, D).
 
-    If `check` is true, rejects a tokenizer that turns at least half of the tokens into the unknown token.
+    Prints a warning if texts are longer than the checkpoint can read. If `check` is true, also checks the vocabulary.
     """
     import transformers
 
     from parts.model import predict
-    from parts.pretrained import check_vocabulary, load_model, load_tokenizer
+    from parts.pretrained import check_vocabulary, load_model, load_tokenizer, long_texts
     from parts.ranks import pick_device
 
     transformers.logging.set_verbosity_error()
@@ -153,8 +153,9 @@ def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Spl
     if found != (expected := record.get("num_texts", found)):  # old records lack num_texts
         raise UserError(f"argument RUN: {folder} expects {expected} text(s) per example, got {found}")
     tokenizer = load_tokenizer(folder, record["pooling"], record["max_length"])
-    if check:
-        check_vocabulary(tokenizer, split.texts, folder)
+    warnings = check_vocabulary(tokenizer, split.texts, folder) if check else long_texts(tokenizer, split.texts)
+    for warning in warnings:
+        print(f"{one_line(folder)}: warning: {warning}", file=sys.stderr)
     model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"])
     if model.classifier_is_new:
         raise UserError(f"argument RUN: {folder} has no trained classifier for {', '.join(names)}")

@@ -344,7 +344,8 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
         splits = draw_splits(args, data, seed, device)
         warnings = pretrained.check_vocabulary(tokenizer, splits[0].texts, source)
         for current, (lam, tau, lr) in enumerate(combinations, start=i * len(combinations) + 1):
-            config = records.configure(args, lam, tau, lr, seed, splits, tokenizer.model_max_length, world_size())
+            config = records.configure(args, lam, tau, lr, seed, splits, data.label_names, tokenizer.model_max_length,
+                                       world_size())
             ranks.check_same_run(config["run"])
             print(f"\nrun {current} of {total}: {config['run']}{records.time_left(durations, total - current + 1)}")
             if not args.dry_run and skip_finished(config, out, splits[2], data.label_names, device):
@@ -365,8 +366,7 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
                 continue
             durations.append(record["seconds"])
             records.print_result(record, splits[2], data.label_names)
-            print(f"checkpoint in {out / record['run']}" if keep
-                  else "no checkpoint; --save keeps checkpoints in a sweep")
+            print(records.checkpoint_note(out / record["run"], keep))
     print(f"\nthe records are in {out / 'results.jsonl'}; this command prints a table: "
           f"python eval.py table {shlex.quote(str(out))}")
     if failures:
@@ -376,12 +376,12 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
 def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
     """Returns whether the run has a record. If so, prints the recorded result and removes an old saved state."""
     results = out / "results.jsonl"
-    found = [record for record in records.read_records(results, quiet=True) if record["run"] == config["run"]]
+    found = records.find_record(results, config)
     if not any_rank(bool(found), device):
         return False
     if found:
         with explain_errors("--out", results, "records that finetune.py wrote; delete the line of this run"):
-            records.print_result(found[0], test, label_names)
+            records.print_result(found, test, label_names)
         finished = "finished" if (out / config["run"]).is_dir() else "finished and has no checkpoint"
         print(f"this run is {finished}; to repeat the run, delete its line in {results} or choose another --out")
     if rank() == 0:

@@ -1,6 +1,8 @@
 """Draws the figures of eval.py: differences between CE and CE + SCL, the grid over λ and τ, and t-SNE of features."""
 
 import math
+import sys
+import textwrap
 from collections import Counter
 
 import numpy as np
@@ -22,10 +24,7 @@ SAME_LR = "head lr as lr"  # a heading does not show this text
 
 
 def save(figure, output: str, width: float, height: float) -> None:
-    """Saves the figure. The size of the figure is in inches; a size above the limits is reduced.
-
-    A text with dollar signs is not read as a formula.
-    """
+    """Saves the figure. Reduces a size above the limits (in inches). Does not read a text with dollars as a formula."""
     from matplotlib.text import Text
 
     figure.set_size_inches(min(width, 20), min(height, 40))
@@ -39,7 +38,7 @@ def save(figure, output: str, width: float, height: float) -> None:
 
 
 def task_name(record: dict) -> str:
-    return one_line(NAMES.get(record["task_name"], record["task_name"]), 24)
+    return one_line(NAMES.get(record["task_name"], record["task_name"]), 100)
 
 
 def size_name(record: dict) -> str:
@@ -49,7 +48,7 @@ def size_name(record: dict) -> str:
 def short(number: object) -> str:
     """Returns a value as a short text, such as "1e-4" for 0.0001."""
     is_small = isinstance(number, float) and 0 < number < 0.01
-    return np.format_float_scientific(number, trim="-", exp_digits=1) if is_small else one_line(number, 40)
+    return np.format_float_scientific(number, trim="-", exp_digits=1) if is_small else one_line(number, 100)
 
 
 def signed(number: float, digits: int = 1) -> str:
@@ -74,11 +73,14 @@ def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
     groups = [[pair for pair in pairs if encoder_name(pair[0]) == encoder] for encoder in encoders]
     lines = [line for encoder, group in zip(encoders, groups, strict=True) for line in effect_lines(encoder, group)]
     if sum(interval is not None for _, interval, _ in lines) > MOST_LINES:
-        lines = [line for line in lines if line[1] is None or line[2]]  # removes the lines with means
+        lines = [line for line in lines if line[1] is None or line[2]]
+        print(f"not drawn: means of groups, because the figure has more than {MOST_LINES} lines", file=sys.stderr)
 
+    heights = [max(1, (label.count("\n") + 1) / 2) for label, *_ in lines]
+    centres = np.cumsum(heights) - np.array(heights) / 2 - 0.5
     low, high = axis_limits([interval for _, interval, _ in lines if interval], [row for row, _ in pairs])
-    panel.set(xlim=(low, high), ylim=(len(lines) - 0.4, -0.6), xlabel="difference in test accuracy, points")
-    for y, (label, interval, pair) in enumerate(lines):
+    panel.set(xlim=(low, high), ylim=(sum(heights) - 0.4, -0.6), xlabel="difference in test accuracy, points")
+    for y, (label, interval, pair) in zip(centres, lines, strict=True):
         if interval is None:
             of_figure = blended_transform_factory(figure.transFigure, panel.transData)
             heading = panel.text(0.01, y, label, transform=of_figure, va="center", weight="bold")
@@ -90,15 +92,15 @@ def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
     panel.axvline(0, color="black", linewidth=0.8, zorder=0)
     panel.spines[["left", "top", "right"]].set_visible(False)
     panel.tick_params(axis="y", length=0, pad=8)
-    panel.set_yticks(range(len(lines)), [label if interval else "" for label, interval, _ in lines])
+    panel.set_yticks(centres, [label if interval else "" for label, interval, _ in lines])
     figure.suptitle("CE + SCL (λ = 0.9, τ = 0.3) minus CE, paired by seed", fontsize=11)
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, frameon=False)
-    save(figure, output, 6, 1.7 + 0.4 * len(lines))
+    save(figure, output, 6, 1.7 + 0.4 * sum(heights))
 
 
 def encoder_name(row: Row) -> str:
     record = first(row)
-    name = one_line(record["model_name"], 40)
+    name = one_line(record["model_name"])
     return f"transfer from {name}" if is_transfer(record) else name
 
 
@@ -106,41 +108,42 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
     """Returns the lines of the figure for one encoder. Each line is a tuple: label, interval, pair of table rows.
 
     The lines are a heading, the comparisons of CE + SCL with CE, and the means over all tasks with the same number of
-    examples. The heading shows the most frequent pooling, learning rates and number of steps of these comparisons.
-    The label of a comparison shows only the hyperparameters whose values differ from those in the heading.
+    examples, if each task has one comparison. The heading shows the most frequent pooling, learning rates and number of
+    steps. The label of a comparison shows only the hyperparameters whose values differ from those in the heading.
     """
     all_fields = [label_fields(*pair) for pair in pairs]
     usual = {name: Counter(fields.get(name) for fields in all_fields).most_common(1)[0][0] for name in all_fields[0]}
     all_details = [[text for name, text in fields.items() if text != usual.get(name)] for fields in all_fields]
-    labels = [effect_label(row, details) for (row, _), details in zip(pairs, all_details, strict=True)]
+    labels = [effect_label(*pair, details) for pair, details in zip(pairs, all_details, strict=True)]
     groups: dict[tuple, list[tuple]] = {}
     for (row, ce), label, details in zip(pairs, labels, all_details, strict=True):
         record = first(row)
         others = [first(other) for (other, _), text in zip(pairs, labels, strict=True) if text == label]
         differing = [f"{name.replace('_', ' ')} {short(record.get(name))}" for name in HIDDEN
                      if any(other.get(name) != record.get(name) for other in others)]
-        label = effect_label(row, [*differing, *details])
+        label = effect_label(row, ce, [*differing, *details])
         number = int(record["shots"] or record["shots_per_class"] or 10**9)
         key = (bool(record["noise"]), bool(record["shots_per_class"]), number, size_name(record))
-        line = label, t_interval(paired_differences(row, ce)), (row, ce)
-        groups.setdefault(key, []).append(line)
+        groups.setdefault(key, []).append((label, t_interval(paired_differences(row, ce)), (row, ce)))
 
     heading = ", ".join([encoder, *(usual[name] for name in HEADING if usual[name] != SAME_LR)])
-    lines: list[tuple] = [(heading, None, None)]
+    lines: list[tuple] = [(textwrap.fill(heading, 72), None, None)]
     for (is_noise, *_, size), group in sorted(groups.items()):
         lines += group
         gains = [(first(row)["task"], paired_differences(row, ce)) for _, _, (row, ce) in group]
-        has_several_tasks, mean = len(dict(gains)) > 1, pooled(gains)
-        if has_several_tasks and agree([interval for _, interval, _ in group]) and not np.isnan(mean[1]):
-            lines.append((f"mean, {'noise' if is_noise else size}", mean, ()))
+        each_task_once, mean = len(gains) == len(dict(gains)) > 1, pooled(gains)
+        if each_task_once and agree([interval for _, interval, _ in group]) and not np.isnan(mean[1]):
+            lines.append((f"mean, {size}{', noise' if is_noise else ''}", mean, ()))
     return lines
 
 
-def effect_label(row: Row, details: list[str]) -> str:
-    """Returns a label of one or two lines: task, number of examples and noise; then the details."""
+def effect_label(row: Row, ce: Row, details: list[str]) -> str:
+    """Returns a label of two or more lines: first task, number of examples and noise, then the details."""
     record = first(row)
     name = ", ".join(filter(None, [task_name(record), size_name(record), record["noise_text"]]))
-    return "\n".join(filter(None, [name, one_line(", ".join(details), 32)]))
+    if (n := len(paired_differences(row, ce))) < max(len(row), len(ce)):
+        details = [*details, f"n = {n}"]
+    return "\n".join([*textwrap.wrap(name, 32), *textwrap.wrap(one_line(", ".join(details)), 32)])
 
 
 def label_fields(row: Row, ce: Row) -> dict[str, str]:
@@ -277,7 +280,7 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
             panel.scatter(*points[labels == number].T, s=14, alpha=0.7, linewidths=0, **looks[classes.index(name)])
         panel.set_title(title, fontsize=10)
         panel.set(xticks=[], yticks=[], box_aspect=1)
-    figure.suptitle(shared, fontsize=11)
+    figure.suptitle(textwrap.fill(shared, 45 * columns), fontsize=11)
     handles = [Line2D([], [], linestyle="", **look) for look in looks]
     legend = figure.legend(handles, range(len(classes)), loc="outside lower center", ncols=4 if columns > 1 else 2,
                            frameon=False)
@@ -302,5 +305,6 @@ def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str
     for part, (_, _, labels, class_logits, _) in zip(parts, tests, strict=True):
         own = [text for text, same in zip(part, is_shared, strict=True) if not same and text]
         accuracy = f"accuracy {100 * np.mean(labels == class_logits.argmax(axis=1)):.1f} %"
-        titles.append("\n".join(one_line(line, 40) for line in (", ".join(own[:2]), ", ".join([accuracy, *own[2:]]))))
+        lines = ", ".join(own[:2]), ", ".join([accuracy, *own[2:]])
+        titles.append("\n".join(textwrap.fill(line, 40) for line in lines))
     return f"t-SNE of test features: {shared}" if shared else "t-SNE of test features", titles

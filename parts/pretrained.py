@@ -86,6 +86,16 @@ def longest_input(encoder: transformers.PreTrainedModel) -> int:
     return limit
 
 
+def long_texts(tokenizer, texts: list[tuple[str, ...]]) -> list[str]:
+    """Returns a list with a warning if some texts have more tokens than the model reads, or else an empty list."""
+    inputs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]
+    limit = tokenizer.model_max_length
+    if truncated := sum(len(row) > limit for row in inputs):
+        return [f"{truncated} of {len(texts)} texts have more than {limit} tokens; the model does not see the rest "
+                "(--max-length of finetune.py)"]  # fmt: skip
+    return []
+
+
 def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
     """Tokenises the first 300 texts. Returns warnings about truncated texts and unknown tokens.
 
@@ -101,11 +111,7 @@ def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> li
     if known <= len(tokens) / 2:
         raise UserError(f"argument --model: the tokenizer of {source} knows {known} of {len(tokens)} tokens of the "
                         "texts; expected tokenizer files in the folder, for this language")
-    warnings = []
-    limit = tokenizer.model_max_length
-    if truncated := sum(len(row) > limit for row in inputs):
-        warnings.append(f"{truncated} of {len(texts)} training texts have more than {limit} tokens; the model does not "
-                        "see the rest (--max-length)")
+    warnings = long_texts(tokenizer, texts)
     if (unknown_share := 1 - known / len(tokens)) > 0.03:
         warnings.append(f"{unknown_share:.0%} of the tokens are unknown to this tokenizer")
     file = Path(source, "tokenizer.json")
@@ -115,7 +121,7 @@ def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> li
         original.no_padding()
         encodings = original.encode_batch([row if len(row) == 2 else row[0] for row in texts])
         if changed := sum(row != encoding.ids for row, encoding in zip(inputs, encodings, strict=True)):
-            warnings.append(f"for {changed} of {len(texts)} training texts, transformers does not give the tokens of "
+            warnings.append(f"for {changed} of {len(texts)} texts, transformers does not give the tokens of "
                             f"{file}; perhaps tokenizer_config.json lacks do_lower_case")
     return warnings
 

@@ -22,8 +22,9 @@ ARM_AND_SEED = re.compile(r"(.+)-seed\d+-[0-9a-f]{6}$")  # name of a run: arm (t
 
 
 def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, seed: int,
-              splits: tuple[Split, ...], max_length: int, processes: int) -> dict:  # fmt: skip
-    """Returns all values that define a run, including defaults. The run's name ends with a digest of all values."""
+              splits: tuple[Split, ...], label_names: tuple[str, ...], max_length: int,
+              processes: int) -> dict:  # fmt: skip
+    """Returns all values that define a run, including defaults. The run's name ends with a digest of the values."""
     train_size = len(splits[0])
     batch_size = min(args.batch_size, train_size)
     if batch_size % processes:
@@ -45,7 +46,9 @@ def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, 
     task = Path(args.task).resolve().name.encode()[:100].decode(errors="ignore")  # file names are limited to 255 bytes
     arm = f"{task}-n{train_size}-" + (f"lam{lam:g}-tau{tau:g}" if lam else "lam0")
     names = {"run": f"{arm}-seed{seed}-{digest}", "arm": arm, "base_model": base_model(args.model)}
-    return names | config | {"data_dir": args.data_dir, "num_texts": len(splits[0].texts[0])}
+    label_checksum = hashlib.sha256(json.dumps(label_names).encode()).hexdigest()[:12]
+    return names | config | {"data_dir": args.data_dir, "num_texts": len(splits[0].texts[0]),
+                             "label_checksum": label_checksum}  # fmt: skip
 
 
 def base_model(model: str) -> str:
@@ -110,6 +113,14 @@ def print_result(record: dict, test: Split, names: tuple[str, ...]) -> None:
                   "raise --lr or --max-steps")
 
 
+def checkpoint_note(folder: Path, keep: bool) -> str:
+    if keep:
+        return f"checkpoint in {folder}"
+    if folder.is_dir():
+        return f"no checkpoint; {folder} has the checkpoint of an earlier run with this name"
+    return "no checkpoint; --save keeps checkpoints in a sweep"
+
+
 def read_records(file: Path, quiet: bool = False) -> list[dict]:
     """Reads the records of a file, oldest first.
 
@@ -127,6 +138,17 @@ def read_records(file: Path, quiet: bool = False) -> list[dict]:
         elif not quiet:
             print(f"{file}, line {number} is not a record; the line was skipped", file=sys.stderr)
     return records
+
+
+def find_record(results: Path, config: dict) -> dict | None:
+    """Returns the record of a run, or None if the run has no record. Rejects a record with other class names."""
+    for record in read_records(results, quiet=True):
+        if record["run"] == config["run"]:
+            if record.get("label_checksum", config["label_checksum"]) != config["label_checksum"]:
+                raise UserError(f"argument --out: {results} has a record of this run with other class names; choose "
+                                f"another folder, or delete the line of {record['run']}")
+            return record
+    return None
 
 
 def open_results(out: Path) -> None:

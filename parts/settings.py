@@ -26,7 +26,7 @@ TRAINING = ("lr", "head_lr", "steps", "eval_every")
 ROW = (*LOSS, *TRAINING)
 MACHINE = ("device", "cpu_capability", "python", "torch", "transformers", "commit", "data_dir", "processes")
 FROM_SEED_OR_DATA = ("seed", "train_checksum", "validation_checksum", "train_size", "validation_size", "num_texts",
-                     "model")  # `base_model` is part of the setting, `model` is not
+                     "label_checksum", "model")  # `base_model` is part of the setting, `model` is not
 NOT_SETTING = {*RESULTS, *ROW, *MACHINE, *FROM_SEED_OR_DATA}
 NOISE = ("noise", "noise_level", "translators")
 CE, CE_SCL = (0, None, None), (0.9, 0.3, None)  # values of LOSS
@@ -58,7 +58,7 @@ PAPER = {
 def read_settings(files: list[str]) -> Settings:
     """Reads the records of all files. A run in two files counts once.
 
-    Rejects two different results for the same setting, method and seed.
+    Rejects two different results for the same setting, method and seed, and a table row with several training files.
     """
     settings: Settings = {}
     for file in files:
@@ -69,6 +69,12 @@ def read_settings(files: list[str]) -> Settings:
             source = f"run {record['run'][:100]} in {file}"
             record = add_fields(record, "RESULTS.jsonl", source, LIMITS | RESULT_LIMITS) | {"file": file}
             row = settings.setdefault(record["setting"], {}).setdefault(record["row"], {})
+            other, fields = first(row) if row else record, ["train_size"]
+            if record["size"] == "all" and not record["noise"]:  # then all seeds have the same training examples
+                fields += ["train_checksum", "validation_checksum"]
+            if any(other.get(name) != record.get(name) for name in fields):
+                raise UserError(f"argument RESULTS.jsonl: {describe(record)} has different training data in "
+                                f"{other['run']} (in {other['file']}) and {record['run']} (in {file}); keep one")
             other = row.setdefault(record["seed"], record)
             if any(other[name] != record[name] for name in ("run", "test_accuracy")):
                 raise UserError(f"argument RESULTS.jsonl: {describe(record)} has seed {record['seed']} twice, "

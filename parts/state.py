@@ -65,8 +65,9 @@ class Training:
         modules = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule", "scaler")}
         plain = {name: getattr(self, name) for name in ("classifier_only", "step", "sums", "result", "best_weights")}
         seconds = time.perf_counter() - self.started
+        saved = {"modules": modules, "plain": plain, "seconds": seconds, "labels": self.config["label_checksum"]}
         with atomic_write(file) as part, open(part, "wb") as opened:
-            torch.save({"modules": modules, "plain": plain, "seconds": seconds}, opened)
+            torch.save(saved, opened)
 
     @classmethod
     def start_or_resume(cls, model: Model, config: dict, state_file: Path) -> "Training":
@@ -91,6 +92,8 @@ class Training:
             if damaged := zipfile.ZipFile(file).testzip():
                 raise ValueError(f"{damaged} is damaged")
             saved = torch.load(file, map_location="cpu", weights_only=True)
+            if saved["labels"] != config["label_checksum"]:
+                raise ValueError("its run had other class names")
             training = cls(model, config, saved["plain"]["classifier_only"])
             for name, values in saved["modules"].items():
                 getattr(training, name).load_state_dict(values)

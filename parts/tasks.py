@@ -232,6 +232,8 @@ def read_texts(file: str | Path) -> list[tuple[str, ...]]:
             line = one_line(" ".join(row), 60)
             raise UserError(f"{file}: the line {line} has {len(row) - 1} tab(s); expected none, or one in each line "
                             "between the two texts of a pair")
+        if not all(text.strip() for text in row):
+            raise UserError(f"{file}: the line {one_line(' | '.join(row), 60)} lacks one text of its pair")
     return rows
 
 

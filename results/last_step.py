@@ -17,8 +17,9 @@ restore_best = finetune.Training.restore_best
 
 
 def save_and_restore(training: finetune.Training) -> None:
-    if training.result["validation_accuracies"] and training.step == training.config["steps"]:
-        step, accuracy = training.result["validation_accuracies"][-1]
+    accuracies = training.result["validation_accuracies"]
+    if accuracies and accuracies[-1][0] == training.config["steps"]:  # false if the loss diverged at this step
+        step, accuracy = accuracies[-1]
         record = training.config | training.result | {"best_step": step, "validation_accuracy": accuracy}
         finetune.save_checkpoint(out / training.config["run"], training.model, record)
     restore_best(training)

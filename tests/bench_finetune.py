@@ -56,8 +56,8 @@ def setting(args, **changes):
     tokenizer = pretrained.load_tokenizer(args.model, "cls")
     torch.manual_seed(args.seed)
     model = pretrained.load_model(args.model, "cls", data.label_names, tokenizer, dropout=0.1)
-    config = configure(parsed, 0.9, 0.3, 1e-4, args.seed, splits, tokenizer.model_max_length, 1) | changes
-    return splits, model, config
+    config = configure(parsed, 0.9, 0.3, 1e-4, args.seed, splits, data.label_names, tokenizer.model_max_length, 1)
+    return splits, model, config | changes
 
 
 def rows(tokenizer, split):

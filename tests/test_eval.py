@@ -594,6 +594,18 @@ def test_predict_reads_all_line_ends_and_a_byte_order_mark(checkpoints, tmp_path
     assert told[0] == told[1] and list(map(len, told)) == [4, 4, 1]
 
 
+def test_truncated_texts_are_reported(checkpoints, own, tmp_path, capsys):
+    write_lines(tmp_path / "texts", ["dull " * 100, "great"])
+    assert status("predict", checkpoints["cls"], tmp_path / "texts") == 0
+    told = f"{checkpoints['cls']}: warning: {{}} of 2 texts have more than 64 tokens; the model does not see the rest"
+    assert told.format(1) in capsys.readouterr().err
+    rows = [("great", "positive"), ("dull", "negative")]
+    test = [(99 * f"{text} ", label) for text, label in rows]
+    folder = own(train=[(f"so {text}", label) for text, label in rows], test=test)
+    assert status("score", checkpoints["cls"], "--task", folder) == 0
+    assert told.format(2) in capsys.readouterr().err
+
+
 def test_predict_reads_standard_input(checkpoints):
     command = [sys.executable, str(SCRIPT), "predict", str(checkpoints["mean"])]
     done = subprocess.run(command, input="\n".join(TEXTS), capture_output=True, text=True)

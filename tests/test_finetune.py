@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -257,6 +258,7 @@ def test_the_fields_of_a_record(tmp_path):
     assert record["best_step"] in range(1, 5) and record["ce"] > 0 and -1 <= record["test_mcc"] <= 1
     assert {"torch", "transformers", "commit", "device", "seconds", "lr", "model", "train_checksum"} <= set(record)
     assert (record["arm"], record["base_model"], record["num_texts"]) == ("demo-n20-lam0.5-tau0.4", "demo", 1)
+    assert re.fullmatch("[0-9a-f]{12}", record["label_checksum"])
     assert record["run"].startswith("demo-n20-lam0.5-tau0.4-seed0-")
     validations = record["validation_accuracies"]
     assert [step for step, _ in validations] == [1, 2, 3, 4]
@@ -469,6 +471,29 @@ def test_a_finished_run_prints_its_result_and_is_not_repeated(tmp_path, capsys):
     assert len(run(tmp_path, "--shots", 20, "--seed", 0, 1)) == 2
 
 
+def test_a_repeated_run_says_that_the_old_checkpoint_is_not_its_own(tmp_path, capsys):
+    (record,) = run(tmp_path, "--shots", 20)
+    (tmp_path / "results.jsonl").unlink()
+    run(tmp_path, "--shots", 20, "--seed", 0, 1)
+    told = capsys.readouterr().out
+    old = f"no checkpoint; {tmp_path / record['run']} has the checkpoint of an earlier run with this name"
+    assert told.count(old) == 1 and told.count("no checkpoint; --save keeps checkpoints in a sweep") == 1
+
+
+def test_a_record_with_other_class_names_is_refused(tmp_path, own, capsys):
+    """The names decide whether a checkpoint keeps its classifier, and `predict` prints them."""
+    def task(*names):
+        rows = [(text, names[i % 2]) for i, text in enumerate(sentences(90))]
+        return own(train=rows[:30], validation=rows[30:60], test=rows[60:])
+
+    (record,) = run(tmp_path, "--task", task("no", "yes"), "--model", "demo")
+    flags = ["--task", str(task("bad", "good")), "--model", "demo", "--max-steps", "4", "--out", str(tmp_path)]
+    assert finetune.main(flags) == 2
+    told = capsys.readouterr().err
+    assert "results.jsonl has a record of this run with other class names; choose another folder" in told
+    assert read_records(tmp_path / "results.jsonl") == [record]
+
+
 def test_a_damaged_record_of_the_run_gives_one_line(capsys, tmp_path):
     (record,) = run(tmp_path, "--shots", 20)
     (tmp_path / "results.jsonl").write_text(json.dumps({"run": record["run"]}) + "\n")
@@ -558,7 +583,7 @@ def test_truncated_texts_are_reported(own, tmp_path, capsys):
     flags = ["--task", str(task), "--model", "demo", "--max-steps", "2", "--shots", "8", "--out", str(tmp_path / "out")]
     for limit in (32, 64):
         assert finetune.main([*flags, "--max-length", str(limit)]) == 0
-        assert f"warning: 8 of 8 training texts have more than {limit} tokens" in capsys.readouterr().out
+        assert f"warning: 8 of 8 texts have more than {limit} tokens" in capsys.readouterr().out
     run(tmp_path / "demo", "--shots", 20)
     assert "tokens" not in capsys.readouterr().out
 
@@ -572,7 +597,7 @@ def test_dry_run_prints_the_setting_and_writes_nothing(own, tmp_path, capsys, mo
     assert error == "" and not (tmp_path / "out").exists()
     for line in ("run 1 of 4: own-n8-lam0-seed3-", "200 steps of 8 examples", "  train: 8 examples (0: 4, 1: 4)",
                  "  test: 10 examples (0: 5, 1: 5)", "  0: the plot was great the plot was great",
-                 "warning: 8 of 8 training texts have more than 64 tokens"):
+                 "warning: 8 of 8 texts have more than 64 tokens"):
         assert line in output
     assert "run 2 of 4" not in output
 

@@ -179,9 +179,9 @@ def test_texts_in_another_script_are_rejected(capsys, tmp_path, own, save_encode
     ([("a b",)] * 18 + [("a x",)], []),  # 1 of 38 tokens
     ([("a b",)] * 9 + [("a x",)], ["5% of the tokens are unknown to this tokenizer"]),
     ([("a b a b a b a b",), ("a b a b a b a b a",)],  # with [CLS] and [SEP]: 10 and 11 tokens
-     ["1 of 2 training texts have more than 10 tokens; the model does not see the rest (--max-length)"]),
+     ["1 of 2 texts have more than 10 tokens; the model does not see the rest (--max-length of finetune.py)"]),
     ([("a b a b", "a b a")] * 2 + [("a b a b", "a b a b")],  # with two [SEP]
-     ["1 of 3 training texts have more than 10 tokens; the model does not see the rest (--max-length)"]),
+     ["1 of 3 texts have more than 10 tokens; the model does not see the rest (--max-length of finetune.py)"]),
     ([("a",)] * 300 + [("x " * 100,)] * 300, []),  # only the first 300 texts are read
 ])  # fmt: skip
 def test_truncated_texts_and_unknown_tokens_are_warned_of(texts, warnings):
@@ -200,7 +200,7 @@ def test_tokens_that_differ_from_tokenizer_json_are_warned_of(tmp_path, normaliz
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
     warnings = pretrained.check_vocabulary(tokenizer, [("The dog",), ("the dog",), ("dog The the",)], str(tmp_path))
-    expected = f"for {changed} of 3 training texts, transformers does not give the tokens of {file}; "
+    expected = f"for {changed} of 3 texts, transformers does not give the tokens of {file}; "
     assert [warning.startswith(expected) for warning in warnings] == [True] * bool(changed)
     assert pretrained.check_vocabulary(tokenizer, [("dog", "the dog")], str(tmp_path)) == []
 

@@ -172,3 +172,14 @@ def test_last_step_also_saves_the_weights_of_the_last_step(tmp_path, monkeypatch
     assert best != last == (tmp_path / "a" / last_only["run"] / "model.safetensors").read_bytes()
     (saved,) = (json.loads(file.read_text()) for file in (tmp_path / "b-last").glob("*/record.json"))
     assert (saved["best_step"], saved["validation_accuracy"]) == (60, last_only["validation_accuracy"])
+
+
+def test_last_step_saves_no_weights_that_diverged(tmp_path, monkeypatch):
+    """Warm-up makes the learning rate of the second step too high. The first validation is at step 1."""
+    monkeypatch.setattr(finetune.Training, "restore_best", finetune.Training.restore_best)
+    flags = ["--task", "demo", "--shots", "20", "--max-steps", "2", "--warmup-ratio", "0.5", "--eval-every", "1",
+             "--lr", "1e30", "--out", str(tmp_path / "a")]
+    monkeypatch.setattr(sys, "argv", ["last_step.py", *flags])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_path(str(ROOT / "results" / "last_step.py"))
+    assert len(list(tmp_path.glob("a/*/model.safetensors"))) == 1 and not (tmp_path / "a-last").exists()

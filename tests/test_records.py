@@ -26,7 +26,7 @@ def demo_splits(shots):
 def setting(*flags, splits=None, lam=0.9, lr=None):
     """Returns the setting of a run with these flags. Without `splits`, it has 20 training examples of the demo."""
     args = finetune.parse_args(["--task", "demo", *map(str, flags)])
-    return configure(args, lam, 0.3 if lam else None, lr, 0, splits or demo_splits(20), 64, 1)
+    return configure(args, lam, 0.3 if lam else None, lr, 0, splits or demo_splits(20), ("negative", "positive"), 64, 1)
 
 
 # ------------------------------------------------------------ the setting

@@ -53,7 +53,7 @@ def test_learning_rates_and_steps_make_another_row_of_the_same_setting(tmp_path,
 
 @pytest.mark.parametrize("field", [
     "device", "cpu_capability", "python", "torch", "transformers", "commit", "data_dir", "processes",
-    "train_checksum", "validation_checksum", "train_size", "validation_size", "num_texts",
+    "train_checksum", "validation_checksum", "validation_size", "num_texts", "label_checksum",
     "ce", "scl", "scl_lowest", "scl_collapsed", "best_step", "validation_accuracies", "test_macro_f1", "test_mcc"])
 def test_results_machine_and_what_follows_from_the_seed_do_not_make_another_setting(tmp_path, field):
     (rows,) = read(write(tmp_path, fake(0, 0, 0.8), fake(1, 0, 0.8, **{field: "7"}))).values()
@@ -105,6 +105,23 @@ def test_a_run_in_two_files_counts_once_and_another_run_of_its_seed_is_refused(t
 def test_a_repeated_run_with_another_result_is_refused(tmp_path):
     files = [write(tmp_path, fake(0, 0, accuracy, run="same"), name=f"{accuracy}.jsonl") for accuracy in (0.8, 0.9)]
     assert "has seed 0 twice" in refusal(settings.read_settings, *files)
+
+
+@pytest.mark.parametrize("field, shots", [("train_size", 20), ("train_size", None), ("train_checksum", None),
+                                          ("validation_checksum", None)])
+def test_a_row_with_several_training_files_is_refused(tmp_path, field, shots):
+    """With a fixed number of shots, the training set depends on the seed, but its size does not."""
+    same = {"shots": shots, "train_size": 20, "train_checksum": "a", "validation_checksum": "a"}
+    read(write(tmp_path, fake(0, 0, 0.8, **same), fake(1, 0, 0.8, **same)))
+    other = fake(1, 0, 0.8, **same | {field: "7"})
+    told = refusal(settings.read_settings, write(tmp_path, fake(0, 0, 0.8, **same), other))
+    assert "CE has different training data in run" in told and "results.jsonl); keep one" in told
+
+
+def test_noise_changes_the_training_set_of_each_seed(tmp_path):
+    noisy = {"shots": None, "noise": "label", "noise_level": 0.1}
+    (rows,) = read(write(tmp_path, fake(0, 0, 0.8, **noisy), fake(1, 0, 0.8, **noisy))).values()
+    assert len(rows) == 1
 
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "x" * 300])

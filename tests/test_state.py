@@ -12,6 +12,7 @@ import torch
 
 import finetune
 from conftest import changed, finish, fit, parts, run, script, snapshot, without_times
+from parts.data import demo_data
 from parts.records import read_records
 from parts.state import make_optimizer
 
@@ -112,6 +113,16 @@ def test_the_state_of_another_setting_is_reported(interrupted, tmp_path, capsys)
     assert "step 6/60" in captured.out and state.exists()
     run(out, *STEADY, "--seed", 1)
     assert "note" not in capsys.readouterr().err  # the state of another seed is expected
+
+
+def test_the_state_of_a_run_with_other_class_names_is_refused(interrupted, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(interrupted, out)
+    data = demo_data()._replace(label_names=("bad", "good"))
+    monkeypatch.setattr(finetune, "load_data", lambda *_, **__: data)
+    assert finetune.main(["--task", "demo", "--out", str(out), *STEADY]) == 2
+    assert "state.pt cannot be used (its run had other class names); " in capsys.readouterr().err
+    assert len(list(out.glob("*.state.pt"))) == 1
 
 
 def test_a_damaged_state_is_reported_and_kept(interrupted, tmp_path, capsys):

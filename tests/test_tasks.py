@@ -323,6 +323,7 @@ def test_lines_of_two_texts(tmp_path, capsys):
 @pytest.mark.parametrize("content, message", [
     ("", "has no texts; expected one per line"), ("\n \n", "has no texts"), ("so\na\tb\n", "the line a b has 1 tab(s)"),
     ("so\tno\na\n", "the line a has 0 tab(s)"), ("so\tno\tor\n", "the line so no or has 2 tab(s)"),
+    ("so\t\nno\tor\n", "the line so |  lacks one text of its pair"), (" \tno\n", "lacks one text of its pair"),
 ])  # fmt: skip
 def test_lines_that_must_be_corrected(tmp_path, content, message):
     (tmp_path / "texts").write_text(content)
