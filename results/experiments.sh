@@ -151,6 +151,16 @@ base-qnli() { # the first two of ten
 
 # The experiments below ran on a CPU without bfloat16 instructions, so they are in float32.
 
+noise-steps() { # the settings of `noise`, but CE has as many steps as CE + SCL
+    for seed in $(seeds 10); do
+        for noise in "" "--noise label --noise-level "{0.1,0.2,0.3} "--noise word --noise-level 0.3"; do
+            for method in "${ce/100/200}" "$scl"; do
+                precision= run --task sst2 --shots 100 --seed $seed $method $noise
+            done
+        done
+    done
+}
+
 base-head-lr() { # tests whether the gain comes from the low learning rate of the classifier
     for shots_and_lr in "20 --lr 2e-5" "20 --lr 5e-5" "100 --lr 2e-5"; do
         for seed in $(seeds 10); do
@@ -194,7 +204,7 @@ base-trec6() { of_own_task TREC6; }
 base-cr() { of_own_task CR; }
 
 all="tuning few-shot few-shot-cls chosen-steps last-step grid noise full transfer batch-size base-tuning base base-qnli
-    base-head-lr base-control trec6 base-trec6 base-cr"
+    noise-steps base-head-lr base-control trec6 base-trec6 base-cr"
 for experiment in ${*:-$all}; do
     [[ " $(echo $all) " = *" $experiment "* ]] || { echo "no experiment $experiment; expected one of" $all >&2; exit 2; }
     $experiment
