@@ -139,7 +139,7 @@ def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Spl
                    check: bool = False):  # fmt: skip
     """Returns the output of a checkpoint: class logits (N, C), in the order of `names`, and features (N, D).
 
-    Prints a warning if texts are longer than the checkpoint can read. If `check` is true, also checks the vocabulary.
+    Prints a warning if texts have more tokens than the model reads. If `check` is true, also checks the vocabulary.
     """
     import transformers
 
@@ -153,7 +153,8 @@ def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Spl
     if found != (expected := record.get("num_texts", found)):  # old records lack num_texts
         raise UserError(f"argument RUN: {folder} expects {expected} text(s) per example, got {found}")
     tokenizer = load_tokenizer(folder, record["pooling"], record["max_length"])
-    warnings = check_vocabulary(tokenizer, split.texts, folder) if check else long_texts(tokenizer, split.texts)
+    texts = split.texts
+    warnings = check_vocabulary(tokenizer, texts, folder, first=None) if check else long_texts(tokenizer, texts)
     for warning in warnings:
         print(f"{one_line(folder)}: warning: {warning}", file=sys.stderr)
     model = load_model(folder, record["pooling"], names, tokenizer, 0.0, record["ce_temperature"])

@@ -24,7 +24,7 @@ SAME_LR = "head lr as lr"  # a heading does not show this text
 
 
 def save(figure, output: str, width: float, height: float) -> None:
-    """Saves the figure. Reduces a size above the limits (in inches). Does not read a text with dollars as a formula."""
+    """Saves the figure, at most 20 by 40 inches large. A text with dollar signs is not read as a formula."""
     from matplotlib.text import Text
 
     figure.set_size_inches(min(width, 20), min(height, 40))

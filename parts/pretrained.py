@@ -96,14 +96,14 @@ def long_texts(tokenizer, texts: list[tuple[str, ...]]) -> list[str]:
     return []
 
 
-def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str) -> list[str]:
-    """Tokenises the first 300 texts. Returns warnings about truncated texts and unknown tokens.
+def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str, first: int | None = 300) -> list[str]:
+    """Tokenises the first texts, or all texts if `first` is None. Returns warnings about long texts and unknown tokens.
 
     Also returns a warning if transformers does not give the tokens of the model's own tokenizer.json. Rejects a
     tokenizer that turns at least half of the tokens of the texts into the unknown token. Probably, tokenizer files are
     missing.
     """
-    texts = texts[:300]
+    texts = texts[:first]
     inputs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=False)["input_ids"]
     words = tokenizer([" ".join(row) for row in texts], add_special_tokens=False)["input_ids"]
     tokens = [token for row in words for token in row]

@@ -58,7 +58,8 @@ PAPER = {
 def read_settings(files: list[str]) -> Settings:
     """Reads the records of all files. A run in two files counts once.
 
-    Rejects two different results for the same setting, method and seed, and a table row with several training files.
+    Rejects two different results for the same setting, method and seed. Rejects a table row whose runs were trained on
+    different data files.
     """
     settings: Settings = {}
     for file in files:
@@ -69,7 +70,8 @@ def read_settings(files: list[str]) -> Settings:
             source = f"run {record['run'][:100]} in {file}"
             record = add_fields(record, "RESULTS.jsonl", source, LIMITS | RESULT_LIMITS) | {"file": file}
             row = settings.setdefault(record["setting"], {}).setdefault(record["row"], {})
-            other, fields = first(row) if row else record, ["train_size"]
+            other = first(row) if row else record
+            fields = ["train_size"]
             if record["size"] == "all" and not record["noise"]:  # then all seeds have the same training examples
                 fields += ["train_checksum", "validation_checksum"]
             if any(other.get(name) != record.get(name) for name in fields):

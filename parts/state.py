@@ -65,7 +65,8 @@ class Training:
         modules = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule", "scaler")}
         plain = {name: getattr(self, name) for name in ("classifier_only", "step", "sums", "result", "best_weights")}
         seconds = time.perf_counter() - self.started
-        saved = {"modules": modules, "plain": plain, "seconds": seconds, "labels": self.config["label_checksum"]}
+        saved = {"modules": modules, "plain": plain, "seconds": seconds}
+        saved["label_checksum"] = self.config["label_checksum"]
         with atomic_write(file) as part, open(part, "wb") as opened:
             torch.save(saved, opened)
 
@@ -92,7 +93,7 @@ class Training:
             if damaged := zipfile.ZipFile(file).testzip():
                 raise ValueError(f"{damaged} is damaged")
             saved = torch.load(file, map_location="cpu", weights_only=True)
-            if saved["labels"] != config["label_checksum"]:
+            if saved["label_checksum"] != config["label_checksum"]:
                 raise ValueError("its run had other class names")
             training = cls(model, config, saved["plain"]["classifier_only"])
             for name, values in saved["modules"].items():

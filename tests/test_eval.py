@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import eval as evaluate
 import finetune
-from conftest import run, write_lines
+from conftest import run, sentences, write_lines
 from fakes import fake, pairs, write
 from parts import model, pretrained
 from parts.data import Split
@@ -604,6 +604,10 @@ def test_truncated_texts_are_reported(checkpoints, own, tmp_path, capsys):
     folder = own(train=[(f"so {text}", label) for text, label in rows], test=test)
     assert status("score", checkpoints["cls"], "--task", folder) == 0
     assert told.format(2) in capsys.readouterr().err
+    short = [(text, "positive") for text in sentences(300)]
+    folder = own(test=[*short, (99 * "dull ", "negative")])  # the long text is the last of 301 texts
+    assert status("score", checkpoints["cls"], "--task", folder) == 0
+    assert "warning: 1 of 301 texts have more than 64 tokens" in capsys.readouterr().err
 
 
 def test_predict_reads_standard_input(checkpoints):
