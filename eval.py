@@ -9,7 +9,6 @@
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -21,7 +20,16 @@ from scipy.special import softmax
 from parts.data import Split
 from parts.errors import UserError, explain_errors, is_out_of_memory, one_line, prepare_stdout
 from parts.flags import Parser
-from parts.settings import LIMITS, add_fields, add_names, compared_fields, read_effects, read_grid, read_settings, shown
+from parts.settings import (
+    add_names,
+    compared_fields,
+    conflict,
+    read_checkpoint,
+    read_effects,
+    read_grid,
+    read_settings,
+    shown,
+)
 from parts.statistics import EXPLAINED, cosines, spread, summarise, table_rows
 from parts.tasks import TASKS, load_data, read_texts
 
@@ -123,18 +131,6 @@ def grid(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------ checkpoints: score, tsne, predict
 
 
-def read_checkpoint(folder: str) -> dict:
-    """Returns the record of the run that wrote a checkpoint folder."""
-    file = Path(folder, "record.json")
-    if not os.path.isfile(file):
-        raise UserError(f"argument RUN: {folder} is no checkpoint of finetune.py (no record.json); a sweep keeps "
-                        "checkpoints with --save")
-    with explain_errors("RUN", file, "the record that finetune.py wrote"):
-        record = dict(json.loads(file.read_text(encoding="utf-8")))
-        record["run"] = one_line(record["run"])
-    return add_fields(record, "RUN", str(file), LIMITS)
-
-
 def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None,
                    check: bool = False):  # fmt: skip
     """Returns the output of a checkpoint: class logits (N, C), in the order of `names`, and features (N, D).
@@ -178,7 +174,7 @@ def evaluate(folder: str, args: argparse.Namespace):
         raise UserError(f"argument RUN: {folder} was tested on other data than {task} has now; give --task or "
                         "--data-dir")
     names = data.label_names
-    if not is_its_own:
+    if args.task is not None or not is_its_own:
         from parts.pretrained import assign_classes
 
         names = assign_classes(folder, task, names)
@@ -192,7 +188,7 @@ def evaluate(folder: str, args: argparse.Namespace):
 
 def evaluate_all(args: argparse.Namespace) -> tuple[list[tuple], list[str]]:
     """Returns two lists: the result of `evaluate` for each run, and the names of the fields in which records differ."""
-    tests = [evaluate(folder, args) for folder in dict.fromkeys(args.runs)]
+    tests = [evaluate(folder, args) for folder in dict.fromkeys(map(os.path.normpath, args.runs))]
     add_names([record for record, *_ in tests])
     records = [shown(record) for record, *_ in tests]
     return tests, [name for name in compared_fields(records) if len({str(record.get(name)) for record in records}) > 1]
@@ -202,7 +198,7 @@ def score(args: argparse.Namespace) -> None:
     from sklearn.metrics import confusion_matrix
 
     tests, differing = evaluate_all(args)
-    rows, arms = [], dict[tuple, tuple]()
+    rows, arms, problems = [], dict[tuple, tuple](), []
     if len({record["ce_temperature"] for record, *_ in tests}) > 1:
         differing.append("ce_temperature")
     for record, _, labels, class_logits, features in tests:
@@ -211,14 +207,19 @@ def score(args: argparse.Namespace) -> None:
         shares = [np.bincount(labels).max() / len(labels), *measures.values()]
         numbers = [len(labels), *(f"{share:.4f}" for share in shares)]
         rows.append([record["run"], shown(record)["task"], *details, *numbers])
-        _, of_arm = arms.setdefault((record["setting"], record["row"]), ([record["arm"], *details], {}))
-        of_arm[record["run"]] = measures.values()
+        _, row = arms.setdefault((record["setting"], record["row"]), ([record["arm"], *details], {}))
+        if problem := conflict(row, record):
+            problems.append(problem)
+        row.setdefault(record["seed"], record | {"measures": [*measures.values()]})
     print_table(["run", "task", *differing, "test examples", "largest class", *measures], rows)
 
-    if len(arms) < len(rows):
+    if problems:
+        print(f"no means over the seeds: {problems[0]}", file=sys.stderr)
+    elif max(len(row) for _, row in arms.values()) > 1:
         print("\nMean ± sample standard deviation over the seeds:\n")
-        cells = [[*names, len(of_arm), *(spread(column, 3) for column in zip(*of_arm.values(), strict=True))]
-                 for names, of_arm in arms.values()]
+        columns = [np.transpose([record["measures"] for record in row.values()]) for _, row in arms.values()]
+        cells = [[*names, len(row), *(spread(column, 3) for column in of_row)]
+                 for (names, row), of_row in zip(arms.values(), columns, strict=True)]
         print_table(["runs", *differing, "n", *measures], cells)
 
     for record, names, labels, class_logits, _ in tests:

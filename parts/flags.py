@@ -22,14 +22,21 @@ TRANSLATORS = ["Helsinki-NLP/opus-mt-en-de", "Helsinki-NLP/opus-mt-de-en"]
 class Parser(argparse.ArgumentParser):
     """Raises a UserError for a wrong argument. Plain argparse would print the usage of the program before the error.
 
-    Rejects an empty argument, such as the value of a shell variable that is not set.
+    Rejects an empty argument, such as the value of a shell variable that is not set, and an argument that is not UTF-8.
+    Rejects a flag such as --seed if it occurs twice, because argparse would ignore the values of the first --seed.
     """
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
         for previous, text in zip(["", *args], args, strict=False):
-            if not text or re.fullmatch("--[a-z-]+=", text):
-                self.error(f"argument {text[:-1] or previous}: got an empty text; expected a value")
+            flag, _, value = text.partition("=") if re.match("--[a-z-]+=", text) else (previous, "", text)
+            if not value:
+                self.error(f"argument {flag}: got an empty text; expected a value")
+            if value != value.encode(errors="ignore").decode():  # safetensors cannot open such a path
+                self.error(f"argument {flag}: {value} is not UTF-8; choose another name")
+        for flag in (flag for action in self._actions if action.nargs == "+" for flag in action.option_strings):
+            if sum(text.split("=")[0] == flag for text in args) > 1:
+                self.error(f"argument {flag}: expected it once, with all values, for example {flag} A B")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str):

@@ -17,7 +17,8 @@ NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc"
 # The colours are the colour-blind-safe colours of Okabe and Ito.
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_LINES = 25
-HIDDEN = ("eval_every", "precision", "micro_batch_size", "compile", "test_checksum")  # for labels that would be equal
+# A label has the values of these fields only if it would otherwise be equal to another label.
+HIDDEN = ("translators", "eval_every", "precision", "micro_batch_size", "compile", "test_checksum")
 NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_size", *HIDDEN}
 HEADING = ("pooling", "lr", "head_lr", "steps")
 SAME_LR = "head lr as lr"  # a heading does not show this text
@@ -78,7 +79,7 @@ def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
 
     heights = [max(1, (label.count("\n") + 1) / 2) for label, *_ in lines]
     centres = np.cumsum(heights) - np.array(heights) / 2 - 0.5
-    low, high = axis_limits([interval for _, interval, _ in lines if interval], [row for row, _ in pairs])
+    low, high = axis_limits([interval for _, interval, _ in lines if interval], pairs)
     panel.set(xlim=(low, high), ylim=(sum(heights) - 0.4, -0.6), xlabel="difference in test accuracy, points")
     for y, (label, interval, pair) in zip(centres, lines, strict=True):
         if interval is None:
@@ -123,17 +124,17 @@ def effect_lines(encoder: str, pairs: list[tuple[Row, Row]]) -> list[tuple]:
                      if any(other.get(name) != record.get(name) for other in others)]
         label = effect_label(row, ce, [*differing, *details])
         number = int(record["shots"] or record["shots_per_class"] or 10**9)
-        key = (bool(record["noise"]), bool(record["shots_per_class"]), number, size_name(record))
+        key = (record["noise_text"], bool(record["shots_per_class"]), number, size_name(record))
         groups.setdefault(key, []).append((label, t_interval(paired_differences(row, ce)), (row, ce)))
 
     heading = ", ".join([encoder, *(usual[name] for name in HEADING if usual[name] != SAME_LR)])
     lines: list[tuple] = [(textwrap.fill(heading, 72), None, None)]
-    for (is_noise, *_, size), group in sorted(groups.items()):
+    for (noise, *_, size), group in sorted(groups.items()):
         lines += group
         gains = [(first(row)["task"], paired_differences(row, ce)) for _, _, (row, ce) in group]
         each_task_once, mean = len(gains) == len(dict(gains)) > 1, pooled(gains)
         if each_task_once and agree([interval for _, interval, _ in group]) and not np.isnan(mean[1]):
-            lines.append((f"mean, {size}{', noise' if is_noise else ''}", mean, ()))
+            lines.append((", ".join(filter(None, ["mean", size, noise])), mean, ()))
     return lines
 
 
@@ -158,11 +159,13 @@ def label_fields(row: Row, ce: Row) -> dict[str, str]:
     return fields | {name: f"{name.replace('_', ' ')} {short(record[name])}" for name in names}
 
 
-def axis_limits(intervals: list[tuple], rows: list[Row]) -> tuple[float, float]:
-    """Returns the ends of the axis: -8 and 18 points. Extends the axis if a mean or a gain of the paper is outside."""
-    papers = [first(row)["papers_gain"] or 0 for row in rows]
-    means = [100 * mean for mean, *_ in intervals]
-    return math.floor(min(-8, *means, *papers)), math.ceil(max(18, *means, *papers))
+def axis_limits(intervals: list[tuple], pairs: list[tuple[Row, Row]]) -> tuple[float, float]:
+    """Returns the ends of the axis: -8 and 18 points. Extends the axis if a mean, a cross or a diamond is outside."""
+    marks = [100 * mean for mean, *_ in intervals]
+    for row, ce in pairs:
+        if (papers := first(row)["papers_gain"]) is not None:
+            marks += [papers, 100 * (top_three_gain(row, ce) or 0)]
+    return math.floor(min(-8, *marks)), math.ceil(max(18, *marks))
 
 
 def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | None = None,
@@ -268,6 +271,8 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
     rows = math.ceil(len(tests) / columns)
     classes = list(dict.fromkeys(name for _, names, *_ in tests for name in names))
     looks = [{"color": COLOURS[i % 6], "marker": MARKERS[(i + i // 6) % 6]} for i in range(len(classes))]
+    if len(classes) > 36:
+        print(f"note: only 36 of {len(classes)} classes have a colour and marker of their own", file=sys.stderr)
     shared, titles = tsne_titles(tests, differing)
 
     figure = Figure(layout="constrained")
@@ -284,9 +289,11 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
     handles = [Line2D([], [], linestyle="", **look) for look in looks]
     legend = figure.legend(handles, range(len(classes)), loc="outside lower center", ncols=4 if columns > 1 else 2,
                            frameon=False)
-    for text, name in zip(legend.get_texts(), classes, strict=True):
-        text.set_text(one_line(name, 24))  # set late, because matplotlib hides a label that starts with "_"
-    save(figure, output, 3.3 * columns + 0.2, 3.6 * rows + 0.6 + 0.2 * math.ceil(len(classes) / 4))
+    labels = [textwrap.fill(one_line(name), 24) for name in classes]
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)  # set late, because matplotlib hides a label that starts with "_"
+    legend_height = 0.2 * math.ceil(len(classes) / 4) * max(label.count("\n") + 1 for label in labels)
+    save(figure, output, 3.3 * columns + 0.2, 3.6 * rows + 0.6 + legend_height)
 
 
 def tsne_titles(tests: list[tuple], differing: list[str]) -> tuple[str, list[str]]:

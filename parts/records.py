@@ -141,13 +141,21 @@ def read_records(file: Path, quiet: bool = False) -> list[dict]:
 
 
 def find_record(results: Path, config: dict) -> dict | None:
-    """Returns the record of a run, or None if the run has no record. Rejects a record with other class names."""
+    """Returns the record of a run, or None if the run has no record. Rejects a record of the same name that differs."""
     for record in read_records(results, quiet=True):
         if record["run"] == config["run"]:
-            if record.get("label_checksum", config["label_checksum"]) != config["label_checksum"]:
-                raise UserError(f"argument --out: {results} has a record of this run with other class names; choose "
+            if field := differing_field(config, record):
+                raise UserError(f"argument --out: {results} has a record of this name with other {field}; choose "
                                 f"another folder, or delete the line of {record['run']}")
             return record
+    return None
+
+
+def differing_field(config: dict, other: dict) -> str | None:
+    """Returns the name of a field that has another value in a record or saved state with the same run name, or None."""
+    for name, value in config.items():
+        if name != "data_dir" and other.get(name, value) != value:  # old records lack some fields
+            return "class names" if name == "label_checksum" else name
     return None
 
 

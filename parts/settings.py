@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parts.errors import UserError, explain_errors
+from parts.errors import UserError, explain_errors, one_line
 from parts.records import ARM_AND_SEED, base_model, method_name, read_records
 
 # All fields of a record belong to the setting, except those in NOT_SETTING. A new flag belongs to the setting.
@@ -56,11 +56,7 @@ PAPER = {
 
 
 def read_settings(files: list[str]) -> Settings:
-    """Reads the records of all files. A run in two files counts once.
-
-    Rejects two different results for the same setting, method and seed. Rejects a table row whose runs were trained on
-    different data files.
-    """
+    """Reads the records of all files. A run in two files counts once. Rejects records that have a `conflict`."""
     settings: Settings = {}
     for file in files:
         file = os.path.join(file, "results.jsonl") if os.path.isdir(file) else file
@@ -70,21 +66,43 @@ def read_settings(files: list[str]) -> Settings:
             source = f"run {record['run'][:100]} in {file}"
             record = add_fields(record, "RESULTS.jsonl", source, LIMITS | RESULT_LIMITS) | {"file": file}
             row = settings.setdefault(record["setting"], {}).setdefault(record["row"], {})
-            other = first(row) if row else record
-            fields = ["train_size"]
-            if record["size"] == "all" and not record["noise"]:  # then all seeds have the same training examples
-                fields += ["train_checksum", "validation_checksum"]
-            if any(other.get(name) != record.get(name) for name in fields):
-                raise UserError(f"argument RESULTS.jsonl: {describe(record)} has different training data in "
-                                f"{other['run']} (in {other['file']}) and {record['run']} (in {file}); keep one")
-            other = row.setdefault(record["seed"], record)
-            if any(other[name] != record[name] for name in ("run", "test_accuracy")):
-                raise UserError(f"argument RESULTS.jsonl: {describe(record)} has seed {record['seed']} twice, "
-                                f"{other['run']} (in {other['file']}) and {record['run']} (in {file}); keep one")
+            if problem := conflict(row, record):
+                raise UserError(f"argument RESULTS.jsonl: {problem}; keep one")
+            row.setdefault(record["seed"], record)
     if not settings:
         raise UserError(f"argument RESULTS.jsonl: no record in {', '.join(files)}")
     add_names([record for rows in settings.values() for row in rows.values() for record in row.values()])
     return settings
+
+
+def read_checkpoint(folder: str) -> dict:
+    """Returns the record of the run that wrote a checkpoint folder."""
+    file = Path(folder, "record.json")
+    if not os.path.isfile(file):
+        raise UserError(f"argument RUN: {folder} is no checkpoint of finetune.py (no record.json); a sweep keeps "
+                        "checkpoints with --save")
+    with explain_errors("RUN", file, "the record that finetune.py wrote"):
+        record = dict(json.loads(file.read_text(encoding="utf-8")))
+        record["run"] = one_line(record["run"])
+    return add_fields(record, "RUN", str(file), LIMITS) | {"file": folder}
+
+
+def conflict(row: Row, record: dict) -> str | None:
+    """Returns why a record cannot be in the same table row as the records of `row`, or None if it can be."""
+    if not row:
+        return None
+    data = ["train_size"]
+    if record["size"] == "all" and not record["noise"]:  # then all seeds have the same training examples
+        data += ["train_checksum", "validation_checksum"]
+    for problem, other, names in (
+        ("different training data in", first(row), data),
+        ("different source checkpoints in", first(row), ["source"]),
+        (f"seed {record['seed']} twice,", row.get(record["seed"], record), ["run", "test_accuracy"]),
+    ):
+        if any(other.get(name) != record.get(name) for name in names):
+            return (f"{describe(record)} has {problem} {other['run']} (in {other['file']}) and {record['run']} "
+                    f"(in {record['file']})")
+    return None
 
 
 def add_fields(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> dict:
@@ -102,6 +120,8 @@ def add_fields(record: dict, flag: str, source: str, limits: dict[str, tuple]) -
         record["row"] = tuple(map(record.get, ROW))
         hash(record["row"])  # raises TypeError if a value is a list
         record["loss"] = tuple(map(record.get, LOSS))
+        source = ARM_AND_SEED.match(record["model"].rstrip("/"))
+        record["source"] = source[1] if source else None  # in a transfer experiment: the source run without its seed
         record["method"] = method_name(record)
         record["papers_gain"] = papers_gain(record)
         record["noise_text"] = f"{record['noise']} noise {record['noise_level']:g}" if record["noise"] else ""

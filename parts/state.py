@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from parts.errors import explain_errors
 from parts.model import Model
 from parts.ranks import any_rank, world_size
-from parts.records import atomic_write
+from parts.records import atomic_write, differing_field
 
 
 class Diverged(Exception):
@@ -65,8 +65,7 @@ class Training:
         modules = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule", "scaler")}
         plain = {name: getattr(self, name) for name in ("classifier_only", "step", "sums", "result", "best_weights")}
         seconds = time.perf_counter() - self.started
-        saved = {"modules": modules, "plain": plain, "seconds": seconds}
-        saved["label_checksum"] = self.config["label_checksum"]
+        saved = {"config": self.config, "modules": modules, "plain": plain, "seconds": seconds}
         with atomic_write(file) as part, open(part, "wb") as opened:
             torch.save(saved, opened)
 
@@ -93,8 +92,8 @@ class Training:
             if damaged := zipfile.ZipFile(file).testzip():
                 raise ValueError(f"{damaged} is damaged")
             saved = torch.load(file, map_location="cpu", weights_only=True)
-            if saved["label_checksum"] != config["label_checksum"]:
-                raise ValueError("its run had other class names")
+            if field := differing_field(config, saved["config"]):
+                raise ValueError(f"its run had other {field}")
             training = cls(model, config, saved["plain"]["classifier_only"])
             for name, values in saved["modules"].items():
                 getattr(training, name).load_state_dict(values)

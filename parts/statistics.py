@@ -102,18 +102,18 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
     single setting gives the same result as `t_interval`. The interval is NaN if a setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
+    if min(len(differences) for _, differences in gains) < 5:
+        return np.mean(means), np.nan, np.nan
     variance, freedom = 0.0, 0
     for task in dict.fromkeys(task for task, _ in gains):
         sums: dict[int, float] = Counter()  # maps a seed to its sum over the settings
         for (other, differences), mean in zip(gains, means, strict=True):
             if other == task:
+                n = len(differences)
                 for seed, gain in differences.items():
-                    sums[seed] += (gain - mean) / len(differences)
-        n = len(sums)
-        variance += n / (n - 1) * sum(total**2 for total in sums.values()) if n > 1 else np.nan
-        freedom += n - 1
-    if min(len(differences) for _, differences in gains) < 5:
-        variance = np.nan
+                    sums[seed] += (gain - mean) / (n * (n - 1)) ** 0.5
+        variance += sum(total**2 for total in sums.values())
+        freedom += len(sums) - 1
     half = stdtrit(freedom, 0.975) * variance**0.5 / len(gains)
     return np.mean(means), np.mean(means) - half, np.mean(means) + half
 

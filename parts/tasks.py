@@ -54,7 +54,7 @@ TASKS = {
     "yelp_polarity": Task("YelpPolarity", None, ("text",), POLARITY, test="test", hub="fancyzhx/yelp_polarity"),
 }
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-UNREADABLE = (".json", ".gz")  # endings of data files in formats that are not read
+UNREADABLE = (".json", ".ndjson", ".jsonlines", ".gz")  # endings of data files in formats that are not read
 
 
 def load_data(task: str, data_dir: str | None, few_shot: bool) -> Data:
@@ -222,6 +222,9 @@ def read_texts(file: str | Path) -> list[tuple[str, ...]]:
         raise UserError(f"{file} has a format that is not read; expected {', '.join(FORMATS)}, or one text per line")
     else:
         lines = re.sub("\r\n|\r", "\n", decode(file)).removesuffix("\n").split("\n")
+        if re.match(r'text$|text[,\t]|\{"', lines[0]):
+            print(f"note: {file} begins like a table, but is read as one text per line; a table needs a file with the "
+                  f"ending {', '.join(FORMATS)}", file=sys.stderr)
         rows = [tuple(line.split("\t")) for line in lines if line.strip()]
         if blank := len(lines) - len(rows):
             print(f"note: {blank} blank line(s) in {file} were skipped", file=sys.stderr)

@@ -336,6 +336,22 @@ def test_score_gives_the_mean_over_seeds(pair, capsys):
     assert means[0]["accuracy"] == f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}"
 
 
+def test_score_gives_no_mean_if_a_seed_has_two_checkpoints(pair, tmp_path, capsys):
+    """results/last_step.py writes two checkpoints of one run, and the record of the second one has no test accuracy."""
+    out, records = pair
+    ce = [out / record["run"] for record in records if record["lam"] == 0]
+    last = shutil.copytree(ce[0], tmp_path / ce[0].name)
+    record = json.loads((last / "record.json").read_text())
+    del record["test_accuracy"]
+    (last / "record.json").write_text(json.dumps(record))
+    assert status("score", *ce, f"{ce[0]}/") == 0
+    assert capsys.readouterr().out.count(f"| {ce[0].name} |") == 1  # one folder in two spellings is one row
+    assert status("score", *ce, last) == 0
+    captured = capsys.readouterr()
+    assert "no means over the seeds: demo, N = 20, CE has seed 0 twice, " in captured.err
+    assert captured.out.count(f"| {ce[0].name} |") == 2 and "Mean ±" not in captured.out
+
+
 def test_score_does_not_average_over_different_settings(pair, tmp_path, capsys):
     out, records = pair
     (control,) = run(tmp_path, "--shots", 20, "--lam", 0, "--ce-temperature", 0.5, "--save")
@@ -425,6 +441,18 @@ def test_score_prints_which_word_each_number_is(checkpoints, own, capsys):
     task = own(train=[("so great", 1), ("so dull", 0)], test=[("great .", 1), ("dull .", 0)] * 2)
     assert status("score", checkpoints["cls"], "--task", task) == 0
     assert "stand for these class names: 0 = negative, 1 = positive" in capsys.readouterr().err
+
+
+def test_score_matches_numbers_if_the_texts_are_those_of_its_own_test_set(own, tmp_path, capsys):
+    flags = ["--model", "demo", "--max-steps", "4", "--out", str(tmp_path / "out")]
+    for names in (("bad", "good"), (0, 1)):
+        rows = [(text, names[i % 2]) for i, text in enumerate(sentences(90))]
+        folder = own(train=rows[:60], test=rows[60:])
+        if names[0] == "bad":
+            assert finetune.main(["--task", str(folder), *flags]) == 0
+    (record,) = read_records(tmp_path / "out" / "results.jsonl")
+    summary, confusion = tables(capsys, "score", tmp_path / "out" / record["run"], "--task", folder)
+    assert summary[0]["accuracy"] == f"{record['test_accuracy']:.4f}" and list(confusion[0])[1:] == ["bad", "good"]
 
 
 def test_score_refuses_a_number_that_no_word_has(checkpoints, own, capsys):

@@ -490,8 +490,21 @@ def test_a_record_with_other_class_names_is_refused(tmp_path, own, capsys):
     flags = ["--task", str(task("bad", "good")), "--model", "demo", "--max-steps", "4", "--out", str(tmp_path)]
     assert finetune.main(flags) == 2
     told = capsys.readouterr().err
-    assert "results.jsonl has a record of this run with other class names; choose another folder" in told
+    assert "results.jsonl has a record of this name with other class names; choose another folder" in told
     assert read_records(tmp_path / "results.jsonl") == [record]
+
+
+@pytest.mark.parametrize("field, value", [("lr", 5.93e-5), ("num_texts", 2)])
+def test_a_record_of_another_run_with_the_same_name_is_refused(tmp_path, capsys, field, value):
+    """The digest in a name has 24 bits, so two runs may have the same name. `num_texts` is not part of the digest."""
+    (record,) = run(tmp_path, "--shots", 20)
+    (tmp_path / "results.jsonl").write_text(json.dumps(record | {field: value}) + "\n")
+    assert finetune.main(["--task", "demo", "--max-steps", "4", "--shots", "20", "--out", str(tmp_path)]) == 2
+    assert f"results.jsonl has a record of this name with other {field}; choose another" in capsys.readouterr().err
+    del record["num_texts"]  # an old record
+    (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
+    run(tmp_path, "--shots", 20)
+    assert "this run is finished" in capsys.readouterr().out
 
 
 def test_a_damaged_record_of_the_run_gives_one_line(capsys, tmp_path):

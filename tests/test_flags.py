@@ -58,11 +58,24 @@ def test_a_wrong_flag_ends_the_program_with_one_line(capsys, tmp_path, flags, me
     assert message in user_error(capsys, tmp_path, *flags.split())
 
 
+@pytest.mark.parametrize("flags", ["--seed 0 --seed 1", "--seed=0 --seed 1", "--lam 0 --lr 1e-3 --lam 0.9"])
+def test_a_repeated_flag_of_a_sweep_is_rejected(capsys, tmp_path, flags):
+    """argparse would ignore the first values."""
+    name = flags[:6].rstrip("=").strip()
+    told = user_error(capsys, tmp_path, "--task", "demo", *flags.split())
+    assert f"argument {name}: expected it once, with all values, for example {name} A B" in told
+
+
 @pytest.mark.parametrize("flags", [["--data-dir", ""], ["--data-dir="]])
 def test_an_empty_value_is_rejected(capsys, tmp_path, flags):
     """The value of a shell variable that is not set."""
     error = user_error(capsys, tmp_path, "--task", "demo", *flags)
     assert "argument --data-dir: got an empty text; expected a value" in error
+
+
+@pytest.mark.parametrize("flags", [["--task", "caf\udce9"], ["--task=caf\udce9"]])
+def test_a_name_that_is_not_utf8_is_rejected(capsys, tmp_path, flags):
+    assert r"argument --task: caf\udce9 is not UTF-8; choose another name" in user_error(capsys, tmp_path, *flags)
 
 
 def test_a_line_break_in_a_value_is_escaped(capsys, tmp_path):

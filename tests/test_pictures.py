@@ -108,7 +108,15 @@ def test_a_mean_of_settings_with_noise_names_its_number_of_examples(tmp_path, dr
     noisy = [pairs(gains, task=task, shots=shots, noise="word", noise_level=0.3)
              for task in ("sst2", "qnli") for shots in (20, 100)]
     told = lines_of(effects(drawn, write(tmp_path, *itertools.chain(*noisy))))
-    assert [line for line in told if "mean" in line] == ["mean, N = 20, noise", "mean, N = 100, noise"]
+    means = [line for line in told if "mean" in line]
+    assert means == ["mean, N = 20, word noise 0.3", "mean, N = 100, word noise 0.3"]
+
+
+def test_settings_with_different_noise_have_no_mean(tmp_path, drawn):
+    gains = [0.01, 0.02, 0.03, 0.02, 0.02]
+    noisy = [pairs(gains, task=task, noise=noise, noise_level=0.3)
+             for task, noise in (("sst2", "word"), ("qnli", "label"))]
+    assert not marks(effects(drawn, write(tmp_path, *itertools.chain(*noisy))), GROUP)
 
 
 def test_a_group_with_too_few_seeds_has_no_mean(tmp_path, drawn):
@@ -145,9 +153,11 @@ def test_a_label_says_that_the_classifier_has_no_learning_rate_of_its_own(tmp_pa
 
 @pytest.mark.parametrize("field, one, two, text", [
     ("dropout", 0.1, 0, "dropout 0"), ("eval_every", 20, 40, "eval every 40"), ("task", "a/own", "b/own", "b/own"),
-    ("model", "a/encoder", "b/encoder", "b/encoder")])
+    ("model", "a/encoder", "b/encoder", "b/encoder"), ("translators", ["en-de", "de-en"], ["x", "y"], "['x', 'y']")])
 def test_comparisons_of_different_runs_have_different_labels(tmp_path, drawn, field, one, two, text):
-    lines = lines_of(effects(drawn, write(tmp_path, *pairs([0.01], **{field: one}), *pairs([0.02], **{field: two}))))
+    noise = {"noise": "backtranslation", "noise_level": 0.7}
+    records = [pairs([0.01], **noise, **{field: value}) for value in (one, two)]
+    lines = lines_of(effects(drawn, write(tmp_path, *itertools.chain(*records))))
     assert len(lines) == (4 if field == "model" else 3) and sum(text in line for line in lines) == 1
 
 
@@ -218,6 +228,14 @@ def test_a_mean_is_never_beyond_the_axis(tmp_path, drawn):
     figure = effects(drawn, write(tmp_path, *pairs([0.4, 0.5], ce=0.4), *pairs([-0.4], task="qnli")))
     low, high = figure.axes[0].get_xlim()
     assert low <= -40 and high >= 45
+
+
+def test_a_diamond_is_never_beyond_the_axis(tmp_path, drawn):
+    records = [fake(seed, lam, 0.6 + (lam > 0) * (0.25 if seed > 6 else 0.02), seed / 10)
+               for seed in range(10) for lam in (0, 0.9)]
+    for shots, limit in ((20, 25), (50, 18)):  # with 50 shots, the paper has no result, so the figure has no diamond
+        figure = effects(drawn, write(tmp_path, *(record | {"shots": shots} for record in records)))
+        assert figure.axes[0].get_xlim() == (-8, limit)
 
 
 def test_more_than_25_lines_have_no_means_of_groups(tmp_path, drawn, capsys):
@@ -380,6 +398,17 @@ def test_text_in_a_figure_is_never_a_formula(monkeypatch, tmp_path):
     assert legend(figures[0]) == names and figures[0].axes[0].get_title().startswith(r"$\frac$ x")
     texts = [figures[0].axes[0].title, *figures[0].legends[0].get_texts()]
     assert not any(text.get_parse_math() for text in texts) and (tmp_path / "x.png").is_file()
+
+
+def test_long_class_names_are_not_cut(drawn):
+    names = [f"delivery was late because of the {cause}" for cause in ("carrier", "weather")]
+    pictures.draw_tsne([cloud(names)], [], "x.png")
+    assert [" ".join(text.split("\n")) for text in legend(drawn[0])] == names
+
+
+def test_classes_with_equal_looks_are_reported(drawn, capsys):
+    pictures.draw_tsne([cloud([f"class {number}" for number in range(37)], rows=74)], [], "x.png")
+    assert "only 36 of 37 classes have a colour and marker of their own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("classes", [2, 7, 12, 36])

@@ -68,6 +68,14 @@ def test_two_checkpoints_of_one_transfer_are_one_setting(tmp_path):
     assert not any(settings.is_transfer(row[0]) for row in rows.values())
 
 
+def test_a_row_with_several_source_checkpoints_is_refused(tmp_path):
+    models = "lam0-seed0-0a1b2c", "lam0-seed1-0a1b2d", "lam0.9-tau0.3-seed1-3d4e5f"
+    records = [fake(seed, 0, 0.8, model=f"runs/sst2-n60-{model}") for seed, model in enumerate(models)]
+    assert len(read(write(tmp_path, *records[:2]))) == 1  # the seed of the source may differ
+    told = refusal(settings.read_settings, write(tmp_path, *records))
+    assert "has different source checkpoints in run" in told
+
+
 def test_a_new_record_with_arm_and_base_model_matches_an_old_one(tmp_path):
     old = fake(0, 0, 0.8, run="sst2-n20-lam0-seed0-0a1b2c", model="runs/sst2-n60-lam0-seed0-0a1b2c")
     new = fake(1, 0, 0.8, run="sst2-n20-lam0-seed1-0a1b2d", model="runs/sst2-n60-lam0-seed0-0a1b2c",

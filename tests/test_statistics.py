@@ -50,6 +50,15 @@ def test_the_pooled_interval_of_one_setting_is_students():
     assert statistics.pooled([("sst2", differences)]) == pytest.approx(statistics.t_interval(differences))
 
 
+def test_settings_with_other_seeds_are_independent_and_may_differ_in_number():
+    ten, five = np.random.default_rng(0).normal(size=(2, 10)) * ((1,), (5,))
+    five = five[:5]
+    mean, low, high = statistics.pooled([("sst2", dict(enumerate(ten))), ("sst2", dict(enumerate(five, start=10)))])
+    error = (scipy.stats.sem(ten) ** 2 + scipy.stats.sem(five) ** 2) ** 0.5 / 2
+    assert mean == pytest.approx((ten.mean() + five.mean()) / 2)
+    assert (low, high) == pytest.approx(scipy.stats.t.interval(0.95, 14, mean, error))  # 15 seeds
+
+
 def test_a_second_setting_of_the_same_seeds_does_not_narrow_the_interval_but_a_second_task_does():
     differences = dict(enumerate((0.1, 0.4, -0.7, 1.1, 1.9, 0.35, -0.2, 0.8)))
     alone = statistics.pooled([("sst2", differences)])

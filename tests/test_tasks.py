@@ -331,7 +331,17 @@ def test_lines_that_must_be_corrected(tmp_path, content, message):
         read_texts(tmp_path / "texts")
 
 
-@pytest.mark.parametrize("name", ["texts.json", "texts.csv.gz"])
+@pytest.mark.parametrize("first", ["text", "text,label", "text\ttext_pair", '{"text": "so it is"}'])
+def test_a_table_without_its_ending_is_reported(tmp_path, capsys, first):
+    write_lines(tmp_path / "texts", [first, "texts, so\tit is" if "\t" in first else "texts, so it is"])
+    assert len(read_texts(tmp_path / "texts")) == 2
+    assert "texts begins like a table, but is read as one text per line; a table needs" in capsys.readouterr().err
+    write_lines(tmp_path / "texts", ["texts, so it is"])
+    read_texts(tmp_path / "texts")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["texts.json", "texts.ndjson", "texts.csv.gz"])
 def test_a_format_that_is_not_read_has_no_texts(tmp_path, name):
     write_lines(tmp_path / name, ['[{"text": "so it is"}]'])
     with pytest.raises(UserError, match=re.escape(f"{name} has a format that is not read; expected .tsv, .csv, ")):
