@@ -132,7 +132,7 @@ def grid(args: argparse.Namespace) -> None:
 
 
 def run_checkpoint(folder: str, record: dict, names: tuple[str, ...], split: Split, device: str | None,
-                   check: bool = False):  # fmt: skip
+                   check: bool = False):
     """Returns the output of a checkpoint: class logits (N, C), in the order of `names`, and features (N, D).
 
     Prints a warning if texts have more tokens than the model reads. If `check` is true, also checks the vocabulary.

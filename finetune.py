@@ -130,7 +130,7 @@ from tqdm import tqdm
 from parts import pretrained, ranks, records
 from parts.data import Split, draw_splits
 from parts.model import Model, classification_metrics, predict, save_checkpoint
-from parts.ranks import any_rank, autocast, join_ranks, machine_facts, pick_device, rank, warn_if_slow, world_size
+from parts.ranks import autocast, join_ranks, machine_facts, pick_device, rank, warn_if_slow, world_size
 from parts.state import Diverged, Training
 from scl import gather_batch, scl_bounds, scl_loss
 
@@ -140,7 +140,7 @@ COMMIT = records.git_commit()  # read at the start, because the repository may c
 
 
 def fit(training: Training, train: Split, validation: Split, state_file: Path | None = None,
-        save_every: int | None = None) -> None:  # fmt: skip
+        save_every: int | None = None) -> None:
     """Trains for all steps, then restores the weights with the best validation accuracy (in a tie, the latest).
 
     With lam = 1, the first stage trains no classifier, so `fit` measures no accuracy and keeps the last weights.
@@ -348,7 +348,7 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
                                        world_size())
             ranks.check_same_run(config["run"])
             print(f"\nrun {current} of {total}: {config['run']}{records.time_left(durations, total - current + 1)}")
-            if not args.dry_run and skip_finished(config, out, splits[2], data.label_names, device):
+            if not args.dry_run and skip_finished(config, out, splits[2], data.label_names):
                 continue
             torch.manual_seed(seed)
             model = pretrained.load_model(source, args.pooling, data.label_names, tokenizer, args.dropout,
@@ -373,11 +373,11 @@ def sweep(args: argparse.Namespace, device: torch.device) -> None:
         raise UserError("; ".join(failures) + "; try a smaller --lr")
 
 
-def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...], device: torch.device) -> bool:
+def skip_finished(config: dict, out: Path, test: Split, label_names: tuple[str, ...]) -> bool:
     """Returns whether the run has a record. If so, prints the recorded result and removes an old saved state."""
     results = out / "results.jsonl"
     found = records.find_record(results, config)
-    if not any_rank(bool(found), device):
+    if not any(ranks.from_all_ranks(bool(found))):
         return False
     if found:
         with explain_errors("--out", results, "records that finetune.py wrote; delete the line of this run"):

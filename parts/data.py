@@ -193,7 +193,7 @@ def drop_or_swap_words(text: str, level: float, rng: np.random.Generator) -> str
 
 
 def back_translate(split: Split, temperature: float, translators: list[str], out: Path, seed: int,
-                   device: Any, dry_run: bool = False, copies: int = 3) -> Split:  # fmt: skip
+                   device: Any, dry_run: bool = False, copies: int = 3) -> Split:
     """Adds three sampled back-translations (English to German to English) of each example, as in the paper's Table 3.
 
     Stores the translations in a file in the folder `out`. A digest of the examples, seed, temperature and models is

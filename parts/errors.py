@@ -29,8 +29,8 @@ def prepare_stdout() -> None:
 
 def first_line(error: Exception) -> str:
     """Returns the first line of an error message of a library."""
-    lines = str(error).strip().splitlines()
-    return one_line(lines[0] if lines else type(error).__name__, 150)
+    message = str(error).strip() or type(error).__name__
+    return one_line(message.splitlines()[0], 150)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -51,7 +51,7 @@ def explain_errors(flag: str, value: object, expected: str, without_hub: str | N
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        if without_hub and isinstance(error, OSError | ConnectionError):
+        if without_hub and isinstance(error, OSError):
             import huggingface_hub
 
             if huggingface_hub.is_offline_mode():

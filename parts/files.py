@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from parts.errors import UserError, first_line, one_line
 
 FORMATS = {".tsv": "columns separated by tabs", ".csv": "columns separated by commas",
-           ".jsonl": "one JSON object per line", ".parquet": "a parquet file"}  # fmt: skip
+           ".jsonl": "one JSON object per line", ".parquet": "a parquet file"}
 
 
 class Table(NamedTuple):
@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
 
 def read_table(file: Path, needed: tuple[str, ...], header: tuple[str, ...] | None = None,
-               hint: str | None = None) -> Table:  # fmt: skip
+               hint: str | None = None) -> Table:
     """Reads the needed columns of a file, and the column text_pair if it exists.
 
     If the file has no header line, the tuple `header` has the column names. The `hint` tells the user what to do if no
@@ -116,9 +116,9 @@ def read_delimited(file: Path, wanted: tuple[str, ...], header: tuple[str, ...] 
     delimiter, quoting = ("\t", csv.QUOTE_NONE) if is_tsv else (",", csv.QUOTE_MINIMAL)
     parse = pyarrow.csv.ParseOptions(
         delimiter=delimiter, quote_char=False if is_tsv else '"', newlines_in_values=not is_tsv,
-        invalid_row_handler=lambda row: bad_rows.append(row) or "skip")  # fmt: skip
+        invalid_row_handler=lambda row: bad_rows.append(row) or "skip")
     strings = pyarrow.csv.ConvertOptions(include_columns=wanted, include_missing_columns=True,
-                                         column_types=dict.fromkeys(wanted, pyarrow.string()))  # fmt: skip
+                                         column_types=dict.fromkeys(wanted, pyarrow.string()))
     options = pyarrow.csv.ReadOptions(use_threads=False, block_size=2**26, column_names=header)  # row: up to 64 MiB
     table = pyarrow.csv.read_csv(pyarrow.BufferReader(raw), options, parse, strings)
     start = io.StringIO(raw[: 2**20].decode("utf-8-sig", errors="replace"), newline="")

@@ -63,12 +63,23 @@ POSITIVE, NOT_NEGATIVE = number(float, "(0, inf)"), number(float, "[0, inf)")
 
 
 def complete(args: argparse.Namespace) -> None:
-    """Sets the defaults that depend on other flags, normalises the paths, and checks all flags."""
+    """Sets the defaults that depend on other flags, normalises the paths, and checks flags that depend on each other.
+
+    Also checks that the local files of the task and the model exist.
+    """
     if args.noise == "backtranslation" and not args.translators:
         args.translators = TRANSLATORS
     args.task = one_spelling(args.task, ("demo", *TASKS))
     args.model = one_spelling(args.model or ("demo" if args.task == "demo" else DEFAULT_MODEL), ("demo",))
-    check_flags(args)
+
+    check_noise(args)
+    if args.ce_temperature and any(args.lam):
+        raise UserError(f"argument --ce-temperature: needs --lam 0, got --lam {' '.join(map(str, args.lam))}")
+    num_classes = len(TASKS[args.task].labels) if args.task in TASKS else 2
+    if args.shots and args.shots < num_classes:
+        raise UserError(f"argument --shots: expected at least {num_classes}, one for each class, got {args.shots}")
+    find_files(args.task, args.data_dir)
+    check_model_folder(args.model, args.pooling == "cls" and not args.ce_temperature)
 
 
 def one_spelling(path: str, reserved: tuple[str, ...]) -> str:
@@ -81,18 +92,6 @@ def one_spelling(path: str, reserved: tuple[str, ...]) -> str:
         return path
     normal = os.path.normpath(path)
     return f"./{normal}" if normal in reserved else normal
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """Checks flags that depend on each other, and checks that the local files of the task and the model exist."""
-    check_noise(args)
-    if args.ce_temperature and any(args.lam):
-        raise UserError(f"argument --ce-temperature: needs --lam 0, got --lam {' '.join(map(str, args.lam))}")
-    num_classes = len(TASKS[args.task].labels) if args.task in TASKS else 2
-    if args.shots and args.shots < num_classes:
-        raise UserError(f"argument --shots: expected at least {num_classes}, one for each class, got {args.shots}")
-    find_files(args.task, args.data_dir)
-    check_model_folder(args.model, args.pooling == "cls" and not args.ce_temperature)
 
 
 def check_noise(args: argparse.Namespace) -> None:

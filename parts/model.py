@@ -31,7 +31,7 @@ class Model(nn.Module):
     """
 
     def __init__(self, backbone: transformers.PreTrainedModel, tokenizer, head: nn.Linear | None = None,
-                 pooling: str = "cls", ce_temperature: float | None = None):  # fmt: skip
+                 pooling: str = "cls", ce_temperature: float | None = None):
         super().__init__()
         self.backbone, self.tokenizer, self.head = backbone, tokenizer, head
         self.pooling, self.ce_temperature = pooling, ce_temperature

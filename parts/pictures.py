@@ -5,15 +5,18 @@ import sys
 import textwrap
 from collections import Counter
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.special import stdtrit
 
 from parts.errors import UserError, one_line
-from parts.settings import NOISE, Row, first, is_transfer, paired_differences, shown, values
+from parts.settings import NOISE, Row, first, is_transfer, paired_differences, rates_and_steps, shown, values
 from parts.statistics import agree, pooled, project, t_interval, top_three_gain
 
 NAMES = {"sst2": "SST-2", "qnli": "QNLI", "mnli": "MNLI", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "qqp": "QQP",
-         "wnli": "WNLI", "amazon_polarity": "Amazon", "yelp_polarity": "Yelp", "TREC6": "TREC-6"}  # fmt: skip
+         "wnli": "WNLI", "amazon_polarity": "Amazon", "yelp_polarity": "Yelp", "TREC6": "TREC-6"}
 # The colours are the colour-blind-safe colours of Okabe and Ito.
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "o^sDvP"
 MOST_LINES = 25
@@ -23,14 +26,12 @@ NOT_IN_LABEL = {"task", "base_model", "shots", "shots_per_class", *NOISE, "test_
 HEADING = ("pooling", "lr", "head_lr", "steps")
 SAME_LR = "head lr as lr"  # a heading does not show this text
 
+matplotlib.rcParams["text.parse_math"] = False  # a text with dollar signs is not a formula
+
 
 def save(figure, output: str, width: float, height: float) -> None:
-    """Saves the figure, at most 20 by 40 inches large. A text with dollar signs is not read as a formula."""
-    from matplotlib.text import Text
-
+    """Saves the figure, at most 20 by 40 inches large."""
     figure.set_size_inches(min(width, 20), min(height, 40))
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
     try:
         figure.savefig(output, dpi=150)
     except (ValueError, RuntimeError) as error:  # an unknown file format, or a format whose program is missing
@@ -65,9 +66,6 @@ def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
 
     A line shows one dot per seed. A line also shows the mean, its 95 % interval, and the gain that the paper reports.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import blended_transform_factory
-
     figure = Figure(layout="constrained")
     panel = figure.subplots()
     encoders = dict.fromkeys(encoder_name(row) for row, _ in pairs)  # encoder names in the order of the files
@@ -83,8 +81,7 @@ def draw_effects(pairs: list[tuple[Row, Row]], output: str) -> None:
     panel.set(xlim=(low, high), ylim=(sum(heights) - 0.4, -0.6), xlabel="difference in test accuracy, points")
     for y, (label, interval, pair) in zip(centres, lines, strict=True):
         if interval is None:
-            of_figure = blended_transform_factory(figure.transFigure, panel.transData)
-            heading = panel.text(0.01, y, label, transform=of_figure, va="center", weight="bold")
+            heading = panel.annotate(label, (0.01, y), xycoords=("figure fraction", "data"), va="center", weight="bold")
             heading.set(in_layout=False, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         else:
             draw_effect(panel, y, interval, *pair)
@@ -169,7 +166,7 @@ def axis_limits(intervals: list[tuple], pairs: list[tuple[Row, Row]]) -> tuple[f
 
 
 def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | None = None,
-                ce: Row | None = None) -> None:  # fmt: skip
+                ce: Row | None = None) -> None:
     """Draws one line of the figure: the comparison of `row` with `ce`. If `row` is None, draws the mean of a group."""
     mean, low, high = (100 * part for part in interval)
     shape, colour, label = ("s", "#0072B2", "mean, 95 % interval") if row else ("D", "black", "mean of a group")
@@ -218,8 +215,6 @@ def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
 
     The colour scale is as wide as the 95 % interval or wider, so that uncertain differences look pale.
     """
-    from matplotlib.figure import Figure
-
     accuracies = {cell: 100 * values(row, "validation_accuracy") for cell, row in cells.items()}
     centre = 100 * values(ce, "validation_accuracy").mean() if ce else np.mean([x.mean() for x in accuracies.values()])
     gains = {cell: 100 * np.array(list(paired_differences(row, ce, measure="validation_accuracy").values()))
@@ -240,8 +235,8 @@ def draw_grid(cells: dict[tuple, Row], ce: Row, output: str) -> None:
     base = "the mean of all cells"
     if ce:
         texts = {"lr": "lr {}", "head_lr": "head lr {}", "steps": "{} steps"}
-        differing = [text.format(short(first(ce)[name])) for name, text in texts.items()
-                     if first(ce)[name] != record[name] and (name != "head_lr" or record["lam"] < 1)]
+        differing = [texts[name].format(short(first(ce)[name])) for name in rates_and_steps(record)
+                     if first(ce)[name] != record[name]]
         base = f"CE with {', '.join(differing)}" if differing else "CE"
     figure.colorbar(image, label=f"points above {base}, {centre:.1f}")
     for (lam, tau), gain in gains.items():
@@ -264,9 +259,6 @@ def draw_tsne(tests: list[tuple], differing: list[str], output: str) -> None:
 
     The list `differing` names the fields in which the records differ.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
     columns = len(tests) if len(tests) <= 3 else 2  # more than three checkpoints: two panels per row
     rows = math.ceil(len(tests) / columns)
     classes = list(dict.fromkeys(name for _, names, *_ in tests for name in names))

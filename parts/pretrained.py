@@ -92,7 +92,7 @@ def long_texts(tokenizer, texts: list[tuple[str, ...]]) -> list[str]:
     limit = tokenizer.model_max_length
     if truncated := sum(len(row) > limit for row in inputs):
         return [f"{truncated} of {len(texts)} texts have more than {limit} tokens; the model does not see the rest "
-                "(--max-length of finetune.py)"]  # fmt: skip
+                "(--max-length of finetune.py)"]
     return []
 
 
@@ -127,7 +127,7 @@ def check_vocabulary(tokenizer, texts: list[tuple[str, ...]], source: str, first
 
 
 def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenizer, dropout: float,
-               ce_temperature: float | None = None) -> Model:  # fmt: skip
+               ce_temperature: float | None = None) -> Model:
     """Loads a pre-trained model or a checkpoint of this project, with a classifier for the given classes.
 
     If the model has a trained classifier with the given class names, in any order, uses this classifier. Otherwise
@@ -151,12 +151,13 @@ def load_model(source: str, pooling: str, label_names: tuple[str, ...], tokenize
         is_trained = load_head(source, head, pooling, ce_temperature)
     else:
         is_trained = source != "demo" and not new_weights
-    order = match_classes(saved_names, label_names)
-    if is_trained and order:
-        reorder(model.last_layer(), order)
-        model.classifier_is_new = False
-    elif is_trained:
-        model.last_layer().reset_parameters()
+    if is_trained:
+        layer, order = model.last_layer(), match_classes(saved_names, label_names)
+        if order:
+            layer.load_state_dict({name: weight[order] for name, weight in layer.state_dict().items()})
+            model.classifier_is_new = False
+        else:
+            layer.reset_parameters()
 
     check_and_freeze(model, source)
     return model
@@ -256,13 +257,6 @@ def assign_classes(folder: str, task: str, wanted: tuple[str, ...]) -> tuple[str
     return names
 
 
-@torch.no_grad()
-def reorder(layer: nn.Linear, order: list[int]) -> None:
-    layer.weight.copy_(layer.weight[order])
-    if layer.bias is not None:
-        layer.bias.copy_(layer.bias[order])
-
-
 def check_and_freeze(model: Model, source: str) -> None:
     """Checks a model before training, and freezes parameters that no output uses.
 
@@ -276,20 +270,18 @@ def check_and_freeze(model: Model, source: str) -> None:
     with explain_errors("--model", source, "an encoder for text"):
         _, padded_features = model(**model.tokenize([("a b c",), ("a b c " * 9,)]))
         class_logits, features = model(**model.tokenize([("a b c",)]))
-        parameters = list(model.parameters())
-        gradients = torch.autograd.grad(class_logits.sum() + features.sum(), parameters, retain_graph=True,
-                                        allow_unused=True)
+        (class_logits.sum() + features.sum()).backward(retain_graph=True)
     if (features - padded_features[:1]).norm() > 0.01 * features.norm():
         raise UserError(f"argument --model: padding changes the features of {source}, so the features of a text depend "
                         "on the other texts of its batch; choose an encoder that uses an attention mask")
     if model.head is None:
-        logits_sum = class_logits.sum()
-        (by_token,) = torch.autograd.grad(logits_sum, model.hidden, allow_unused=True)  # (1, T, D)
+        (by_token,) = torch.autograd.grad(class_logits.sum(), model.hidden, allow_unused=True)  # (1, T, D)
         if by_token is None or by_token[:, 1:].any():
             raise UserError(f"argument --model: the classifier of {source} reads other tokens than the first, but SCL "
                             "contrasts the first; choose --pooling mean")
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    model.zero_grad()
     model.hidden = None
 
 

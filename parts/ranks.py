@@ -34,23 +34,20 @@ def join_ranks(device: torch.device) -> None:
                         "start it with torchrun, or unset WORLD_SIZE")
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Returns whether the flag is true on any rank, so that all ranks make the same decision."""
-    if world_size() == 1:
-        return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags)
-    return bool(flags)
+def from_all_ranks(value: object) -> list:
+    """Returns a list with the value of each rank, so that all ranks make the same decision."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def check_same_run(name: str) -> None:
     """Checks that all ranks train the same run. The name of a run has a digest of its data and flags."""
-    names = [name] * world_size()
-    if world_size() > 1:
-        dist.all_gather_object(names, name)
-    if len(set(names)) > 1:
-        raise UserError(f"the processes have different data or flags (runs {', '.join(sorted(set(names)))}); give "
-                        "every process the same files and flags, then repeat the command")
+    names = set(from_all_ranks(name))
+    if len(names) > 1:
+        raise UserError(f"the processes have different data or flags (runs {', '.join(sorted(names))}); give every "
+                        "process the same files and flags, then repeat the command")
 
 
 def pick_device(name: str | None = None) -> torch.device:

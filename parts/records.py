@@ -23,7 +23,7 @@ ARM_AND_SEED = re.compile(r"(.+)-seed\d+-[0-9a-f]{6}$")  # name of a run: arm (t
 
 def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, seed: int,
               splits: tuple[Split, ...], label_names: tuple[str, ...], max_length: int,
-              processes: int) -> dict:  # fmt: skip
+              processes: int) -> dict:
     """Returns all values that define a run, including defaults. The run's name ends with a digest of the values."""
     train_size = len(splits[0])
     batch_size = min(args.batch_size, train_size)
@@ -48,7 +48,7 @@ def configure(args: Namespace, lam: float, tau: float | None, lr: float | None, 
     names = {"run": f"{arm}-seed{seed}-{digest}", "arm": arm, "base_model": base_model(args.model)}
     label_checksum = hashlib.sha256(json.dumps(label_names).encode()).hexdigest()[:12]
     return names | config | {"data_dir": args.data_dir, "num_texts": len(splits[0].texts[0]),
-                             "label_checksum": label_checksum}  # fmt: skip
+                             "label_checksum": label_checksum}
 
 
 def base_model(model: str) -> str:
@@ -62,7 +62,7 @@ def base_model(model: str) -> str:
 
 
 def print_setting(config: dict, splits: tuple[Split, ...], names: tuple[str, ...], summary: str,
-                  warnings: list[str]) -> None:  # fmt: skip
+                  warnings: list[str]) -> None:
     """Prints the model, the data and the hyperparameters of a run.
 
     The tuple `names` has the class names. The text `summary` describes the classifier and the size of the model.

@@ -52,7 +52,7 @@ PAPER = {
     ("sst2", "all", None): (96.0, 96.3), ("qnli", "all", None): (90.4, 93.9), ("mnli", "all", None): (88.4, 88.6),
     ("cola", "all", None): (86.0, 86.1), ("mrpc", "all", None): (86.4, 89.5), ("rte", "all", None): (85.5, 85.7),
     ("amazon_polarity", "20 a class", None): (87.4, 90.3), ("yelp_polarity", "20 a class", None): (90.8, 91.2),
-}  # fmt: skip
+}
 
 
 def read_settings(files: list[str]) -> Settings:
@@ -64,7 +64,8 @@ def read_settings(files: list[str]) -> Settings:
             raise UserError(f"argument RESULTS.jsonl: no file {file}; finetune.py writes OUT/results.jsonl")
         for record in read_records(Path(file)):
             source = f"run {record['run'][:100]} in {file}"
-            record = add_fields(record, "RESULTS.jsonl", source, LIMITS | RESULT_LIMITS) | {"file": file}
+            with explain_errors("RESULTS.jsonl", source, "a record that finetune.py wrote"):
+                record = add_fields(record, LIMITS | RESULT_LIMITS) | {"file": file}
             row = settings.setdefault(record["setting"], {}).setdefault(record["row"], {})
             if problem := conflict(row, record):
                 raise UserError(f"argument RESULTS.jsonl: {problem}; keep one")
@@ -83,8 +84,7 @@ def read_checkpoint(folder: str) -> dict:
                         "checkpoints with --save")
     with explain_errors("RUN", file, "the record that finetune.py wrote"):
         record = dict(json.loads(file.read_text(encoding="utf-8")))
-        record["run"] = one_line(record["run"])
-    return add_fields(record, "RUN", str(file), LIMITS) | {"file": folder}
+        return add_fields(record | {"run": one_line(record["run"])}, LIMITS) | {"file": folder}
 
 
 def conflict(row: Row, record: dict) -> str | None:
@@ -105,31 +105,30 @@ def conflict(row: Row, record: dict) -> str | None:
     return None
 
 
-def add_fields(record: dict, flag: str, source: str, limits: dict[str, tuple]) -> dict:
+def add_fields(record: dict, limits: dict[str, tuple]) -> dict:
     """Checks a record, and adds derived fields such as setting, row, method, size and the gain of the paper."""
-    with explain_errors(flag, source, "a record that finetune.py wrote"):
-        check(record, limits)
-        arm = ARM_AND_SEED.match(record["run"])  # old records lack the fields arm and base_model
-        record = {"arm": arm[1] if arm else record["run"], "base_model": base_model(record["model"])} | record
-        record = dict.fromkeys(("shots", "shots_per_class", "tau", "ce_temperature", "data_dir", *NOISE)) | record
-        named = {name: json.dumps(value) for name, value in record.items()
-                 if name not in NOT_SETTING and value is not None and value is not False}
-        per_class = record["shots_per_class"]
-        record["size"] = f"{per_class} a class" if per_class else str(record["shots"] or "all")
-        record["setting"] = tuple(sorted(named.items()))
-        record["row"] = tuple(map(record.get, ROW))
-        hash(record["row"])  # raises TypeError if a value is a list
-        record["loss"] = tuple(map(record.get, LOSS))
-        source = ARM_AND_SEED.match(record["model"].rstrip("/"))
-        record["source"] = source[1] if source else None  # in a transfer experiment: the source run without its seed
-        record["method"] = method_name(record)
-        record["papers_gain"] = papers_gain(record)
-        record["noise_text"] = f"{record['noise']} noise {record['noise_level']:g}" if record["noise"] else ""
-        if "test_correct" in record:  # one bit per test example, in hexadecimal
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(record["test_correct"]), np.uint8))
-            record["correct"] = bits[: record["test_size"]].reshape(record["test_size"]).astype(int)
-        add_names([record])
-        return record
+    check(record, limits)
+    arm = ARM_AND_SEED.match(record["run"])  # old records lack the fields arm and base_model
+    record = {"arm": arm[1] if arm else record["run"], "base_model": base_model(record["model"])} | record
+    record = dict.fromkeys(("shots", "shots_per_class", "tau", "ce_temperature", "data_dir", *NOISE)) | record
+    named = {name: json.dumps(value) for name, value in record.items()
+             if name not in NOT_SETTING and value is not None and value is not False}
+    per_class = record["shots_per_class"]
+    record["size"] = f"{per_class} a class" if per_class else str(record["shots"] or "all")
+    record["setting"] = tuple(sorted(named.items()))
+    record["row"] = tuple(map(record.get, ROW))
+    hash(record["row"])  # raises TypeError if a value is a list
+    record["loss"] = tuple(map(record.get, LOSS))
+    source = ARM_AND_SEED.match(record["model"].rstrip("/"))
+    record["source"] = source[1] if source else None  # in a transfer experiment: the source run without its seed
+    record["method"] = method_name(record)
+    record["papers_gain"] = papers_gain(record)
+    record["noise_text"] = f"{record['noise']} noise {record['noise_level']:g}" if record["noise"] else ""
+    if "test_correct" in record:  # one bit per test example, in hexadecimal
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(record["test_correct"]), np.uint8))
+        record["correct"] = bits[: record["test_size"]].reshape(record["test_size"]).astype(int)
+    add_names([record])
+    return record
 
 
 def check(record: dict, limits: dict[str, tuple]) -> None:
@@ -196,16 +195,20 @@ def first(row: Row) -> dict:
     return next(iter(row.values()))
 
 
+def rates_and_steps(record: dict) -> tuple[str, ...]:
+    """Returns the names of the learning rates and steps. For lam = 1, leaves out head_lr, which only stage 2 uses."""
+    return ("lr", "steps") if record["lam"] == 1 else ("lr", "head_lr", "steps")
+
+
 def matching_row(rows: dict[tuple, Row], loss: tuple, record: dict) -> Row:
     """Returns the row with `loss` (lam, tau, ce_temperature) that has the learning rates and steps of `record`.
 
     If several rows match, `eval_every` must be the same, too. If no row has these learning rates and steps, returns the
-    only row with `loss`. If there are several such rows or none, returns an empty dictionary. For lam = 1, ignores
-    head_lr, because only the second stage uses head_lr.
+    only row with `loss`. If there are several such rows or none, returns an empty dictionary.
     """
-    names = [name for name in ("lr", "head_lr", "steps") if record["lam"] < 1 or name != "head_lr"]
+    names = rates_and_steps(record)
     candidates = [row for row in rows.values() if first(row)["loss"] == loss]
-    for fields in ([*names, "eval_every"], names, []):
+    for fields in ((*names, "eval_every"), names, ()):
         matching = [row for row in candidates if all(first(row)[name] == record[name] for name in fields)]
         if len(matching) == 1:
             return matching[0]
@@ -257,13 +260,13 @@ def read_grid(files: list[str]) -> tuple[dict[tuple, Row], Row]:
     Checks that all rows have the same setting, and that all pairs (lam, tau) have the same seeds.
     """
     settings = read_settings(files)
-    first_setting, *others = settings
-    for other in others:
-        name, _ = min(set(first_setting) ^ set(other))
-        found = " and ".join(dict(setting).get(name, "null") for setting in (first_setting, other))
+    if len(settings) > 1:
+        one, other, *_ = settings
+        name, _ = min(set(one) ^ set(other))
+        found = " and ".join(dict(setting).get(name, "null") for setting in (one, other))
         raise UserError(f"argument RESULTS.jsonl: a grid needs one setting, but {name} is {found}")
 
-    rows = settings[first_setting]
+    (rows,) = settings.values()
     of_scl = [row for row in rows.values() if first(row)["lam"] > 0]
     if not of_scl:
         raise UserError("argument RESULTS.jsonl: no run with --lam above 0 to draw")
@@ -271,9 +274,8 @@ def read_grid(files: list[str]) -> tuple[dict[tuple, Row], Row]:
     cells: dict[tuple, Row] = {}
     for row in of_scl:
         record, usual = first(row), first(usual_row)
-        for name in ("lr", "head_lr", "steps", "eval_every"):
-            # For lam = 1, only the second stage uses head_lr.
-            if record[name] != usual[name] and (name != "head_lr" or record["lam"] < 1):
+        for name in (*rates_and_steps(record), "eval_every"):
+            if record[name] != usual[name]:
                 raise UserError(f"argument RESULTS.jsonl: {describe(record)} has {name} {record[name]}, "
                                 f"{usual['method']} has {usual[name]}; a grid needs one {name}")
         if cells.setdefault((record["lam"], record["tau"]), row) is not row:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from parts.errors import explain_errors
 from parts.model import Model
-from parts.ranks import any_rank, world_size
+from parts.ranks import from_all_ranks, world_size
 from parts.records import atomic_write, differing_field
 
 
@@ -75,7 +75,7 @@ class Training:
 
         Prints a note about saved states of runs with the same method and seed, but other flags.
         """
-        if any_rank(state_file.is_file(), model.backbone.device):
+        if any(from_all_ranks(state_file.is_file())):
             training = cls.load(model, config, state_file)
             print(f"resuming after step {training.step}, from {state_file}")
             return training

@@ -102,20 +102,18 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
     single setting gives the same result as `t_interval`. The interval is NaN if a setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
+    mean = np.mean(means)
     if min(len(differences) for _, differences in gains) < 5:
-        return np.mean(means), np.nan, np.nan
-    variance, freedom = 0.0, 0
-    for task in dict.fromkeys(task for task, _ in gains):
-        sums: dict[int, float] = Counter()  # maps a seed to its sum over the settings
-        for (other, differences), mean in zip(gains, means, strict=True):
-            if other == task:
-                n = len(differences)
-                for seed, gain in differences.items():
-                    sums[seed] += (gain - mean) / (n * (n - 1)) ** 0.5
-        variance += sum(total**2 for total in sums.values())
-        freedom += len(sums) - 1
+        return mean, np.nan, np.nan
+    sums: dict[tuple, float] = Counter()  # maps task and seed to the sum over the settings of the task
+    for (task, differences), mean_of_setting in zip(gains, means, strict=True):
+        n = len(differences)
+        for seed, gain in differences.items():
+            sums[task, seed] += (gain - mean_of_setting) / (n * (n - 1)) ** 0.5
+    variance = sum(total**2 for total in sums.values())
+    freedom = len(sums) - len(dict(gains))
     half = stdtrit(freedom, 0.975) * variance**0.5 / len(gains)
-    return np.mean(means), np.mean(means) - half, np.mean(means) + half
+    return mean, mean - half, mean + half
 
 
 def random_effects(settings: list[dict[int, float]]) -> tuple[tuple, tuple, float]:
@@ -160,8 +158,8 @@ EXPLAINED = {
 }
 
 
-def percent(mean: float, std: float | None = None) -> str:
-    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def spread(numbers: np.ndarray, digits: int) -> str:
@@ -194,7 +192,7 @@ def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
         "n": n,
         "validation": percent(values(row, "validation_accuracy").mean()) if is_one_of_several else None,
         "all seeds": spread(100 * test, 1),
-        "top 3 by validation": percent(*top_three(row)) if n >= 10 else None,
+        "top 3 by validation": " ± ".join(map(percent, top_three(row))) if n >= 10 else None,
         "minus CE [95 %]": difference(*t_interval(minus_ce)) if minus_ce else None,
         "s.e. of difference (test set)": None if error is None else percent(error),
         "paper's gain": None if papers_gain is None else f"{papers_gain:+.1f}",
@@ -206,7 +204,7 @@ def table_row(row: Row, ce: Row, clean: Row, is_one_of_several: bool) -> dict:
     }
     seeds = ", ".join(f"{seed}: {percent(row[seed]['test_accuracy'])}" for seed in sorted(row))
     return record | {"shots": record["size"], "cells": cells, "seeds": seeds, "minus_ce": minus_ce,
-                     "is_one_of_several": is_one_of_several}  # fmt: skip
+                     "is_one_of_several": is_one_of_several}
 
 
 def table_rows(settings: Settings) -> list[dict]:

@@ -192,11 +192,10 @@ def read_own(file: Path, needed: tuple[str, ...], hint: str | None = None) -> Ta
         advice = "quote texts with commas" if file.suffix.lower() == ".csv" else "remove tabs from texts"
         raise UserError(f"{file}, row {row.number}: the number of fields is {row.actual_columns}, but the header has "
                         f"{row.expected_columns} columns; {advice}, or correct the header")
-    for name, values in table.columns.items():
-        for number, value in zip(table.numbers, values, strict=True):
+    for number, row in zip(table.numbers, zip(*table.columns.values(), strict=True), strict=True):
+        for name, value in zip(table.columns, row, strict=True):
             if not value or not value.strip():
                 raise UserError(f"{file}, row {number} has no {name}")
-    for number, row in zip(table.numbers, zip(*table.columns.values(), strict=True), strict=True):
         if row == tuple(table.columns):
             raise UserError(f"{file}, row {number} is the header again; delete the row")
     return table

@@ -22,17 +22,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-from decision import BASELINES, METHODS, read_baselines, read_tuned  # noqa: E402
-from eval import print_table  # noqa: E402
-from parts import pretrained  # noqa: E402
-from parts.data import Split, sample  # noqa: E402
-from parts.model import predict  # noqa: E402
-from parts.records import append_record, git_commit, read_records  # noqa: E402
-from parts.settings import paired_differences, values  # noqa: E402
-from parts.statistics import difference, percent, t_interval  # noqa: E402
-from parts.tasks import load_data  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from decision import BASELINES, METHODS, read_baselines, read_tuned
+from eval import print_table
+from parts import pretrained
+from parts.data import Split, sample
+from parts.model import predict
+from parts.records import append_record, git_commit, read_records
+from parts.settings import paired_differences, values
+from parts.statistics import difference, spread, t_interval
+from parts.tasks import load_data
 
 SMALL, BASE = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
 STEPS = {SMALL: 200, BASE: 100}  # of SetFit; CE + SCL has as many, except in base.jsonl
@@ -86,8 +85,7 @@ def table() -> None:
     tuned, baselines, lines = read_tuned(), read_baselines(), []
     for key in sorted(baselines, key=lambda key: (key[0], ORDER.index(key[1]), len(key[2]), key)):
         row = baselines[key]
-        test = values(row, "test_accuracy")
-        lines.append([*key, percent(test.mean(), test.std(ddof=1)), len(row)])
+        lines.append([*key, spread(100 * values(row, "test_accuracy"), 1), len(row)])
         for method in METHODS.values():
             differences = paired_differences(tuned.get((*key[:3], method), {}), row, "train", "test")
             lines[-1].append(difference(*t_interval(differences)) if differences else None)

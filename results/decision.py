@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-from parts.records import read_records  # noqa: E402
-from parts.settings import CE, CE_SCL, Row, first, paired_differences, read_settings, shown, values  # noqa: E402
-from parts.statistics import difference, t_interval  # noqa: E402
-from parts.tasks import TASKS  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from eval import print_table
+from parts.records import read_records
+from parts.settings import CE, CE_SCL, Row, first, paired_differences, read_settings, shown, values
+from parts.statistics import difference, percent, t_interval
+from parts.tasks import TASKS
 
+HERE = Path(__file__).parent
 FILES = ("base-head-lr.jsonl", "base.jsonl", "base-trec6.jsonl", "base-cr.jsonl", "base-qnli/results.jsonl",
          "few-shot.jsonl", "few-shot-cls.jsonl", "trec6.jsonl")
 BASELINES = HERE / "baselines" / "results.jsonl"
@@ -68,11 +69,8 @@ def advice(task: str, best: str, means: dict[str, float], interval: tuple[float,
 
 
 def table() -> None:
-    print("| encoder | data set | shots | n | logistic regression | SetFit | CE | CE + SCL | "
-          "CE + SCL minus the best other [95 %] | what to use |\n" + "| --- " * 10 + "|")
-    all_rows = read_tuned() | read_baselines()
+    all_rows, lines, names = read_tuned() | read_baselines(), [], (FROZEN, SETFIT, "CE", "CE + SCL")
     for encoder, task, shots in dict.fromkeys(key[:3] for key in all_rows):
-        names = (FROZEN, SETFIT, "CE", "CE + SCL")
         rows = {name: row for name in names if (row := all_rows.get((encoder, task, shots, name)))}
         if not {"CE", "CE + SCL"} <= rows.keys():
             continue
@@ -82,9 +80,11 @@ def table() -> None:
         differences = paired_differences(rows["CE + SCL"], rows[best], "train", "test")
         interval, n = t_interval(differences), len(differences)
         best_name = best.removesuffix(", mean")
-        cells = [f"{100 * means[name]:.1f}" if name in means else "" for name in names]
-        print(f"| {encoder} | {task} | {shots} | {len(seeds)} | {' | '.join(cells)} | {difference(*interval)}, "
-              f"{best_name}, n = {n} | {advice(task, best_name, means, interval, n)} |")
+        accuracies = [percent(means[name]) if name in means else None for name in names]
+        lines.append([encoder, task, shots, len(seeds), *accuracies, f"{difference(*interval)}, {best_name}, n = {n}",
+                      advice(task, best_name, means, interval, n)])
+    print_table(["encoder", "data set", "shots", "n", "logistic regression", "SetFit", "CE", "CE + SCL",
+                 "CE + SCL minus the best other [95 %]", "what to use"], lines)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-from scl import scl_loss  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from scl import scl_loss
 
+HERE = Path(__file__).parent
 TAUS = {0.1: "#0072B2", 0.3: "#D55E00", 0.5: "#009E73", 0.7: "#CC79A7"}  # the paper's grid; colours of Okabe and Ito
 
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-from scl import ce_scl_loss, scl_bounds, scl_loss  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from scl import ce_scl_loss, scl_bounds, scl_loss
 
+HERE = Path(__file__).parent
 LAM, TAU, STEPS, SEED = 0.9, 0.3, 400, 0
 SHOWN = (0, 100, STEPS)  # the steps of the three columns
 METHODS = {"CE": (0.0, "#666666"), "CE + SCL": (LAM, "#000000")}  # lam and line colour

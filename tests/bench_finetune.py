@@ -28,9 +28,8 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from bench_scl import print_table
-
 import finetune
+from eval import print_table
 from parts import pretrained
 from parts.data import Split, sample
 from parts.model import EVAL_BATCH, Model, predict

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from bench_scl import pml, print_table, saved, setfit
+from bench_scl import pml, saved, setfit
 from test_scl import batch, oracle, reduce
 
+from eval import print_table
 from scl import scl_loss
 
 IMPLEMENTATIONS = {  # each value takes temperature and options, and returns a function of features and labels

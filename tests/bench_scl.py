@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from eval import print_table
 from scl import scl_loss
 
 WIDTH, TEMPERATURE, ROUNDS = 1024, 0.3, 15
@@ -129,11 +130,6 @@ def peak_alone(name, n):
     process.start()
     process.join()
     return result.get()
-
-
-def print_table(header, rows):
-    for row in (header, ["---"] * len(header), *rows):
-        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def main():

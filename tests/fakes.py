@@ -19,7 +19,7 @@ def fake(seed, lam, test, validation=0.5, **other):
         "train_checksum": f"{seed}", "validation_checksum": f"{seed}", "test_checksum": "t", "test_size": 400,
         "validation_accuracy": validation, "test_accuracy": test, "seconds": 60, "device": "cpu", "python": "3",
         "torch": "2", "transformers": "5", "commit": None,
-    } | other  # fmt: skip
+    } | other
 
 
 def pairs(gains, ce=0.8, **other):

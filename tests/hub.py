@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         paths = repository.joinpath(match[4]).glob("*" if "recursive=false" in self.path else "**/*")
         return json.dumps([{"type": "directory" if path.is_dir() else "file", "size": path.stat().st_size,
                             "path": path.relative_to(repository).as_posix(), "oid": COMMIT}
-                           for path in sorted(paths)]).encode()  # fmt: skip
+                           for path in sorted(paths)]).encode()
 
     def log_message(self, *_: object) -> None:
         """Keeps the requests out of the output of the tests."""

@@ -32,7 +32,7 @@ def test_checksum_depends_on_texts_labels_and_order():
 @pytest.mark.parametrize("sizes, n, expected", [
     ([50, 50], 20, [10, 10]), ([90, 10], 20, [18, 2]), ([98, 1, 1], 3, [1, 1, 1]), ([98, 1, 1], 10, [8, 1, 1]),
     ([0, 30, 10], 4, [0, 3, 1]), ([5, 5], 10, [5, 5]), ([3, 3, 3], 2, [1, 1, 0]),
-])  # fmt: skip
+])
 def test_allot(sizes, n, expected):
     assert allot(np.array(sizes), n).tolist() == expected
 
@@ -55,7 +55,7 @@ def test_allot_gives_places_by_largest_remainders():
 @pytest.mark.parametrize("text, other", [
     ("Straße  4", "STRASSE 4"), ("caf\u00e9", "cafe\u0301"), ("\uff46\uff55\uff4c\uff4c", "full"), 
     ("a\u00a0b\t", " A b"), ("\ufb01ne", "FINE"),
-])  # fmt: skip
+])
 def test_texts_are_equal_after_normalisation(text, other):
     assert not len(split_of(text).without(split_of("so", other)))
     assert len(split_of(text + "x").without(split_of("so", other))) == 1
@@ -149,7 +149,7 @@ def test_at_most_500_examples_validate():
     (61, None, r"argument --shots: expected 2 .* got 61"),
     (None, 31, r"argument --shots-per-class: expected at most 30 \(the examples of class a in train\), got 31"),
     (60, None, "argument --task: no example is left for the validation set"),
-])  # fmt: skip
+])
 def test_a_sample_that_train_cannot_give(pool, shots, per_class, message):
     with pytest.raises(UserError, match=message):
         sample(pool, shots, per_class, 0)
@@ -190,7 +190,7 @@ def test_noise_is_a_pure_function_of_its_seed():
 
 @pytest.mark.parametrize("kind, level, changes", [
     ("label", 0.02, False), ("label", 0.05, True), ("word", 0.09, False), ("word", 0.5, True),
-])  # fmt: skip
+])
 def test_noise_that_changes_nothing_is_printed(capsys, kind, level, changes):
     """Texts of five words; white space is no change."""
     split = split_of(*(f"w{i} b  c d\te " for i in range(20)))

@@ -50,7 +50,7 @@ def hub(monkeypatch, tmp_path):
                                            "nobody/nothing; give --model a local folder"),
     ("--task demo --shots 4 --noise backtranslation --noise-level 1 --translators nobody/nothing nobody/nothing",
      "argument --translators: the hub cannot be reached, and its cache does not hold nobody/nothing; give two local "
-     "folders with such models")])  # fmt: skip
+     "folders with such models")])
 def test_without_the_hub_the_message_names_the_local_alternative(capsys, tmp_path, monkeypatch, hub, flags, message):
     def unreachable():
         raise ConnectionError

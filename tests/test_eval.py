@@ -499,7 +499,7 @@ def spoil_head(folder):
     ("mean", spoil_head),
     *[(pooling, lambda folder: [file.unlink() for file in folder.iterdir() if "token" in file.name
                                 or file.name in ("vocab.json", "merges.txt")]) for pooling in ("cls", "mean")],
-])  # fmt: skip
+])
 def test_a_damaged_checkpoint_has_no_score(copy, capsys, pooling, spoil):
     spoil(copy[pooling])
     assert str(copy[pooling]) in user_error(capsys, "score", copy[pooling])
@@ -536,7 +536,7 @@ def test_a_record_of_other_data(copy, capsys):
     (["tsne", "runs", "-o", "noext"], "noext has no ending"),
     (["tsne", "runs", "-o", "no/x.png"], "no folder no"),
     (["tsne", "runs", "-o", "x" * 300 + "/x.png"], "no folder xxx"),
-])  # fmt: skip
+])
 def test_user_errors(capsys, argv, message):
     assert message in user_error(capsys, *argv)
 

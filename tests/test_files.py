@@ -82,7 +82,7 @@ def test_a_quote_that_is_closed_within_a_later_row(tmp_path):
 @pytest.mark.parametrize("content, line", [
     (b"text,label\nso,neg\n\xff\xfeno,pos\n", 3), (b"text,label\nso,\xe9t\xe9\n", 2),
     ("text,label".encode("utf-16"), 1), ("text,label\nso,neg\nno,pos\n".encode("utf-16"), 1),
-])  # fmt: skip
+])
 def test_a_byte_that_is_not_utf_8(tmp_path, content, line):
     message = error(tmp_path / "a.csv", content)
     assert f"a.csv, line {line}: byte 0x" in message and "is not UTF-8; save the file as UTF-8" in message
@@ -108,7 +108,7 @@ def test_a_byte_that_is_not_utf_8(tmp_path, content, line):
     ("a.parquet", pyarrow.table({"text": ["so"], "class": ["a"]}), "a.parquet has no column label; rename the"),
     ("a.parquet", pyarrow.table([["so"], ["no"], ["a"]], ["text", "text", "label"]), "has the column text twice"),
     ("a.csv", "", "a.csv cannot be read as csv (Empty CSV file)"),
-])  # fmt: skip
+])
 def test_errors_of_the_header(tmp_path, name, content, message):
     assert message in error(tmp_path / name, content)
 
@@ -146,7 +146,7 @@ GOOD = '{"text": "so", "label": "neg"}'
     ('["so", "neg"]', "expected one JSON object per line"),
     ('{"text": "so\\ud83d", "label": "neg"}', "in row 2401"),
     ('{"text": "a"', "in row 2401"),
-])  # fmt: skip
+])
 def test_other_values_in_jsonl(tmp_path, line, message):
     assert message in error(tmp_path / "a.jsonl", lines(*[GOOD] * 2400, line, GOOD))
 
@@ -154,7 +154,7 @@ def test_other_values_in_jsonl(tmp_path, line, message):
 @pytest.mark.parametrize("content", [
     '[\n  {"text": "so", "label": "neg"},\n  {"text": "no", "label": "pos"}\n]', f"[{GOOD}]", "5\n", "[" * 100_000, "",
     '{\n  "text": ["so"],\n  "label": ["neg"]\n}', json.dumps({"text": ["so"] * 9000, "label": ["neg"] * 9000}),
-])  # fmt: skip
+])
 def test_json_of_another_shape(tmp_path, content):
     assert "expected one JSON object per line" in error(tmp_path / "a.jsonl", content)
 
@@ -163,7 +163,7 @@ def test_json_of_another_shape(tmp_path, content):
     ("1.0 0 1", ["1", "0", "1"]), ("7 -7 9007199254740993", ["7", "-7", "9007199254740993"]),
     ("true false true", ["True", "False", "True"]), ('"007" "7" "1.0"', ["007", "7", "1.0"]),
     ('"2020-01-01" "NA" null', ["2020-01-01", "NA", None]),
-])  # fmt: skip
+])
 def test_labels_in_jsonl(tmp_path, labels, expected):
     rows = (f'{{"text": "2020-01-01", "label": {label}}}' for label in labels.split())
     table = read(tmp_path / "a.jsonl", "\ufeff" + lines(*rows))
@@ -195,7 +195,7 @@ def test_a_key_that_only_a_later_row_has(tmp_path):
     ([b"so"], "binary"), ([["so"]], "list"), ([1.5], "double"), ([5], "int64"), ([True], "bool"),
     ([{"a": 1}], "struct"),
     (pyarrow.array([10**16], pyarrow.timestamp("ms")), "timestamp"),
-])  # fmt: skip
+])
 def test_columns_of_other_types_are_rejected(tmp_path, texts, found):
     message = error(tmp_path / "a.parquet", pyarrow.table({"text": texts, "label": ["neg"]}))
     assert "a.parquet cannot be read as parquet (the column text has type " + found in message
@@ -203,7 +203,7 @@ def test_columns_of_other_types_are_rejected(tmp_path, texts, found):
 
 @pytest.mark.parametrize("labels", [
     [0.5], [float("nan")], [float("inf")], [b"a"], [["a"]], [datetime.date(2020, 1, 1)],
-])  # fmt: skip
+])
 def test_label_columns_of_other_types_are_rejected(tmp_path, labels):
     assert "a.parquet cannot be read" in error(tmp_path / "a.parquet", pyarrow.table({"text": ["a"], "label": labels}))
 
@@ -212,7 +212,7 @@ def test_label_columns_of_other_types_are_rejected(tmp_path, labels):
     ("float", [1.0, 0.0, None], ["1", "0", None]), ("int8", [7, -1, 0], ["7", "-1", "0"]),
     ("bool", [True, False, None], ["True", "False", None]), ("large_string", ["007", "7", ""], ["007", "7", ""]),
     ("uint64", [2**64 - 1, 0, 1], [str(2**64 - 1), "0", "1"]),
-])  # fmt: skip
+])
 def test_labels_in_parquet(tmp_path, type_, labels, expected):
     column = pyarrow.array(labels, type_)
     texts = pyarrow.array(["NA", "b", None]).dictionary_encode()

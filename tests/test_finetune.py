@@ -640,7 +640,7 @@ def test_a_dry_run_and_a_run_have_the_same_name(tmp_path, capsys):
     ("--task demo --shots 9 --noise backtranslation --noise-level 1 --translators tests tests", "--translators: tests"),
     ("--task demo --out /dev/null/runs", "argument --out: /dev/null/runs/results.jsonl cannot be written"),
     ("--task demo --out /proc/runs", "argument --out: /proc/runs/results.jsonl cannot be written"),
-])  # fmt: skip
+])
 def test_errors_that_are_found_while_loading(capsys, tmp_path, flags, message):
     assert message in user_error(capsys, tmp_path, *flags.split())
 

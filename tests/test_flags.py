@@ -53,7 +53,7 @@ from parts.flags import one_spelling
     ("--task sst2 --data-dir /nowhere", "argument --data-dir: no file /nowhere/SST-2/train.tsv"),
     ("--task demo --model ./nowhere", "argument --model: ./nowhere has no config.json"),
     ("--task demo --model tests", "argument --model: tests has no config.json"),
-])  # fmt: skip
+])
 def test_a_wrong_flag_ends_the_program_with_one_line(capsys, tmp_path, flags, message):
     assert message in user_error(capsys, tmp_path, *flags.split())
 
@@ -88,7 +88,7 @@ def test_minus_zero_is_zero():
 
 @pytest.mark.parametrize("path, expected", [
     ("b", "b"), ("b/", "b"), ("./b", "b"), ("a/../b", "b"), ("b//", "b"), ("demo", "demo"), ("./demo", "./demo"),
-    ("demo/", "./demo"), ("org/model", "org/model"), ("./nowhere", "./nowhere"), ("", "")])  # fmt: skip
+    ("demo/", "./demo"), ("org/model", "org/model"), ("./nowhere", "./nowhere"), ("", "")])
 def test_a_folder_has_one_spelling(tmp_path, monkeypatch, path, expected):
     for name in ("a", "b", "demo"):
         (tmp_path / name).mkdir()

@@ -336,7 +336,7 @@ def cloud(names, rows=10, **record):
     """Returns a test set of `rows` examples, all answered right."""
     labels = np.arange(rows) % len(names)
     features = np.random.default_rng(0).normal(size=(rows, 5))
-    record = add_fields(fake(0, 0, 0.8) | record, "RUN", "x", LIMITS)
+    record = add_fields(fake(0, 0, 0.8) | record, LIMITS)
     return record, tuple(names), labels, np.eye(len(names))[labels], features
 
 
@@ -433,7 +433,7 @@ def test_too_few_or_equal_features_are_refused(drawn):
 
 @pytest.mark.parametrize("features", [
     np.repeat([[1.0, 2.0], [2.0, 1.0]], 50, axis=0), np.eye(4, dtype="f"), np.eye(40, 2), 1 + 1e-5 * np.eye(40),
-    np.float32(1e-30) * np.arange(40, dtype=np.float32).reshape(10, 4)])  # fmt: skip
+    np.float32(1e-30) * np.arange(40, dtype=np.float32).reshape(10, 4)])
 def test_almost_equal_features_have_a_figure(drawn, features):
     labels = np.arange(len(features)) % 2
     record, names, *_ = cloud(["a", "b"])

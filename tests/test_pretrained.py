@@ -108,7 +108,7 @@ def test_a_classifier_that_can_read_the_first_token_does(tmp_path, save_encoder,
 
 @pytest.mark.parametrize("name, settings", [("xlnet", XLNET), ("llama", {"num_key_value_heads": 2})])
 def test_a_classifier_that_reads_another_token_than_the_first_is_rejected(capsys, tmp_path, save_encoder, name,
-                                                                          settings):  # fmt: skip
+                                                                          settings):
     error = user_error(capsys, tmp_path, "--task", "demo", "--shots", 20, "--model", save_encoder(name, **settings))
     assert "reads other tokens than the first" in error and "--pooling mean" in error
 
@@ -183,7 +183,7 @@ def test_texts_in_another_script_are_rejected(capsys, tmp_path, own, save_encode
     ([("a b a b", "a b a")] * 2 + [("a b a b", "a b a b")],  # with two [SEP]
      ["1 of 3 texts have more than 10 tokens; the model does not see the rest (--max-length of finetune.py)"]),
     ([("a",)] * 300 + [("x " * 100,)] * 300, []),  # only the first 300 texts are read
-])  # fmt: skip
+])
 def test_truncated_texts_and_unknown_tokens_are_warned_of(texts, warnings):
     assert pretrained.check_vocabulary(word_tokenizer("a", "b"), texts, "model") == warnings
 
@@ -215,7 +215,7 @@ def test_the_demo_does_not_read_a_folder_with_its_name(tmp_path, monkeypatch, de
     ("roberta", {"max_position_embeddings": 40}, 39), ("mpnet", {"max_position_embeddings": 40}, 38),
     ("bert", {"max_position_embeddings": 40}, 40), ("nystromformer", {"max_position_embeddings": 40}, 40),
     ("electra", {"max_position_embeddings": 40, "embedding_size": 16}, 40),
-    ("gpt2", {"n_positions": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}, 40), ("xlnet", XLNET, 256)])  # fmt: skip
+    ("gpt2", {"n_positions": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}, 40), ("xlnet", XLNET, 256)])
 def test_the_maximum_length_is_the_smaller_of_tokenizer_and_model(tmp_path, own, save_encoder, name, settings, limit):
     folder = save_encoder(name, **settings)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -259,7 +259,7 @@ def test_padding_is_on_the_right_even_if_the_tokenizer_pads_on_the_left(tmp_path
 @pytest.mark.parametrize("content, pooling, hint", [
     ('{"pooling_mode_mean_tokens": true}', "cls", True), ('{"pooling_mode_mean_tokens": true}', "mean", False),
     ('{"pooling_mode_mean_tokens": false}', "cls", False), ("[]", "cls", False), ("{", "cls", False),
-    (None, "cls", False)])  # fmt: skip
+    (None, "cls", False)])
 def test_a_model_of_mean_pooling_gets_a_hint(tmp_path, capsys, save_encoder, content, pooling, hint):
     folder = save_encoder("roberta")
     (folder / "1_Pooling").mkdir()
@@ -420,7 +420,7 @@ def test_a_checkpoint_is_a_model_for_the_next_task(checkpoints, own, tmp_path, c
     (("contradiction", "entailment", "neutral"), ("entailment", "neutral", "contradiction"), [1, 2, 0]),
     (("contradiction", "entailment", "neutral"), ("0", "1", "2"), None),  # words have no numbers
     (("LABEL_0", "LABEL_1"), ("negative", "positive"), None), (("0", "1"), ("1", "2"), None),
-    (("1", "2"), ("1", "2"), [0, 1])])  # fmt: skip
+    (("1", "2"), ("1", "2"), [0, 1])])
 def test_classes_are_matched_by_name(saved, wanted, rows):
     assert pretrained.match_classes(saved, wanted) == rows
 
@@ -457,9 +457,9 @@ def test_other_classes_get_a_new_classifier_and_a_message(checkpoints, copy, tmp
     (("0", "1"), (0, 1), "with its trained classifier (matched by class number), "),
     (("-1", "1"), (-1, 1), "with its trained classifier (matched by class number), "),
     (("0", "1"), (1, 2), "with a new classifier, "), (("0", "1"), ("0 cats", "1 cat"), "with a new classifier, "),
-])  # fmt: skip
+])
 def test_classes_that_are_numbers_are_matched_by_number_with_a_message(copy, own, tmp_path, capsys, saved, labels,
-                                                                       description):  # fmt: skip
+                                                                       description):
     """Other numbers are other classes."""
     folder = copy("cls")
     rename_classes(folder, *saved)

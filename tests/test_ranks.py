@@ -194,12 +194,12 @@ def test_ranks_without_torchrun_are_rejected(monkeypatch, no_torchrun):
 
 
 def some_rank(rank, world_size):
-    return [ranks.any_rank(flag, torch.device("cpu")) for flag in (False, rank == 1, True)]
+    return [any(ranks.from_all_ranks(flag)) for flag in (False, rank == 1, True)]
 
 
-def test_any_rank(tmp_path, no_torchrun):
+def test_a_value_from_all_ranks(tmp_path, no_torchrun):
     assert spawn(some_rank, 2, tmp_path) == 2 * [[False, True, True]]
-    assert [ranks.any_rank(flag, torch.device("cpu")) for flag in (False, True)] == [False, True]
+    assert [ranks.from_all_ranks(flag) for flag in (False, True)] == [[False], [True]]
 
 
 @pytest.mark.parametrize("capability, precision, warned", [

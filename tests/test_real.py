@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not (GLUE_DIR and ENCODER), reason="needs GLUE_D
 @pytest.mark.parametrize("task, train, dev", [
     ("sst2", [29780, 37569], [428, 444]), ("cola", [2528, 6023], [322, 721]), ("mrpc", [1194, 2474], [129, 279]),
     ("rte", [1249, 1241], [146, 131]), ("qnli", None, [2702, 2761]), ("mnli", None, [3479, 3123, 3213]),
-])  # fmt: skip
+])
 def test_every_example_is_read_with_its_label(task, train, dev):
     splits = {name: read_glue(file, TASKS[task]) for name, file in find_files(task, GLUE_DIR).items()}
     assert np.bincount(splits["test"].labels).tolist() == dev

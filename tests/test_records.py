@@ -35,7 +35,7 @@ def setting(*flags, splits=None, lam=0.9, lr=None):
 @pytest.mark.parametrize("flags, train_size, steps, every", [
     ((), 240, 200, 20), (("--shots", 20), 20, 200, 20), (("--epochs", "3"), 240, 45, 5),
     (("--shots", 20, "--epochs", "0.5"), 20, 1, 1), (("--max-steps", "7", "--eval-every", "3"), 240, 7, 3),
-    (("--epochs", "30"), 240, 450, 45), (("--batch-size", "4"), 100, 250, 25)])  # fmt: skip
+    (("--epochs", "30"), 240, 450, 45), (("--batch-size", "4"), 100, 250, 25)])
 def test_steps_and_validations(flags, train_size, steps, every):
     """The default is the larger of 10 epochs and 200 steps."""
     train, validation, test = demo_splits(None)

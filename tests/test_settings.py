@@ -153,7 +153,7 @@ def test_a_file_without_records(tmp_path):
     ("noise", "label", ""),
     ("test_correct", "ff", ""), ("test_correct", "zz" * 50, ""), ("test_correct", 7, ""), ("test_correct", ["ff"], ""),
     ("test_correct", "ff" * 49 + "f", ""),
-])  # fmt: skip
+])
 def test_an_invalid_record_is_refused_with_its_file_and_run(tmp_path, field, value, message):
     told = refusal(settings.read_settings, write(tmp_path, fake(0, 0.9, 0.8, run="mine") | {field: value}))
     assert message in told and "run mine in " in told and "results.jsonl cannot be used (" in told
@@ -187,7 +187,7 @@ def compared(tmp_path, record, *of_ce):
     (fake(0, 0.9, 0.8, head_lr=1e-3), [{}, {"steps": 100}], None),
     (fake(0, 1, 0.8, head_lr=1e-3), [{}, {"steps": 100}], 0),  # lam = 1 trains its classifier alone
     (fake(0, 0.9, 0.8), [], None),
-])  # fmt: skip
+])
 def test_the_row_of_ce_has_the_same_learning_rates_and_steps_or_is_the_only_one(tmp_path, record, of_ce, expected):
     found = compared(tmp_path, record, *(fake(0, 0, i / 10, **tuned) for i, tuned in enumerate(of_ce)))
     assert [found_record["test_accuracy"] for found_record in found] == ([] if expected is None else [expected / 10])
@@ -232,7 +232,7 @@ def test_pairs_with_different_data_are_refused(tmp_path):
     (2.9, {"shots": None, "shots_per_class": 20, "task": "amazon_polarity",
            "model": "runs/sst2-n60-lam0.9-tau0.3-seed0-0a1b2c"}),
     (None, {"model": "runs/sst2-n60-lam0.9-tau0.3-seed0-0a1b2c"}),
-])  # fmt: skip
+])
 def test_the_papers_gain_belongs_to_its_own_setting_and_method(tmp_path, gain, fields):
     ((row,),) = (rows.values() for rows in read(write(tmp_path, fake(0, 0.9, 0.8, **fields))).values())
     assert row[0]["papers_gain"] == (None if gain is None else pytest.approx(gain))
@@ -270,7 +270,7 @@ def test_a_grid_prefers_ce_with_its_own_number_of_steps(tmp_path):
     ([fake(0, 0.9, 0.8), fake(0, 0, 0.8, train_checksum="u")], "have different train sets at seed 0"),
     ([fake(0, 0.9, 0.8), fake(1, 0.9, 0.8), fake(0, 0.5, 0.8)], "CE + SCL (0.5, 0.3) lacks seed 1"),
     ([fake(0, 0, 0.8)], "no run with --lam above 0"),
-])  # fmt: skip
+])
 def test_a_grid_of_unlike_cells_is_refused(tmp_path, records, message):
     assert message in refusal(settings.read_grid, write(tmp_path, *records))
 

@@ -13,7 +13,7 @@ from parts import statistics
 @pytest.mark.parametrize("validation", [
     [0.9, 0.8, 0.7, 0.7, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], [0.9, 0.8, 0.8, 0.8, 0.8, 0, 0, 0, 0, 0], [0.5] * 10,
     [0.9, 0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.9, 0.9, 0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5],
-])  # fmt: skip
+])
 def test_top_three_is_the_mean_over_every_choice_among_ties(validation):
     test = np.random.default_rng(0).uniform(0.5, 1, 10)
     row = {seed: fake(seed, 0, test[seed], validation[seed]) for seed in range(10)}

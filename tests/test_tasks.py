@@ -105,7 +105,7 @@ def test_polarity_tasks_use_ten_thousand_test_examples(tmp_path):
     ("nonsense", None, "argument --task: nonsense is neither a folder nor one of demo, sst2"),
     ("demo", ".", "argument --data-dir: needs a task of sst2,"),
     ("sst2", "/nowhere", "argument --data-dir: no file /nowhere/SST-2/train.tsv; expected GLUE's layout"),
-])  # fmt: skip
+])
 def test_errors_of_the_flags(task, data_dir, message):
     with pytest.raises(UserError, match=message):
         find_files(task, data_dir)
@@ -177,7 +177,7 @@ def test_a_folder_in_every_format(own, tmp_path, suffix):
     ("10 9 2 10", ("2", "9", "10")), ("b a B 1", ("1", "B", "a", "b")), ("7 007 1 1", ("1", "007", "7")),
     ("Inf Infinity nan Inf", ("Inf", "Infinity", "nan")), ("1 1.0 01 1", ("01", "1", "1.0")),
     ("-1 0 1 -1", ("-1", "0", "1")),
-])  # fmt: skip
+])
 def test_labels_are_words_in_order(own, labels, names):
     rows = list(zip(sentences(4), labels.split(), strict=True))
     loaded = load_data(str(own(train=rows, test=[("so", rows[0][1])])), None, few_shot=True)
@@ -258,7 +258,7 @@ def error(folder, **files):
     ("text,label\na,0\nb,1\x1b[31m\n", "text,label\nc,2\x1b[31m\n", "test.csv, row 2: the label 2\\x1b[31m is not"),
     ("text,text_pair,label\na,b,0\na,c,1\n", GOOD, "train.csv has a column text_pair, but test.csv has none"),
     (GOOD, "text,text_pair,label\na,,0\n", "test.csv, row 2 has no text_pair"),
-])  # fmt: skip
+])
 def test_files_that_must_be_corrected(tmp_path, train, test, message):
     assert error(tmp_path, train_csv=train, test_csv=test).startswith(message)
 
@@ -289,7 +289,7 @@ def test_values_missing_in_other_formats(tmp_path):
     ({"test.csv": GOOD, "dev.csv": GOOD, "val.csv": "", "train.csv": GOOD}, "dev.csv and val.csv are both validation"),
     ({"dataset_dict.json": "{}"}, "save_to_disk wrote this folder; write each split with to_parquet"),
     ({"SST-2/train.tsv": "sentence\tlabel\n"}, "for a folder in GLUE's layout give --task sst2 --data-dir {}"),
-])  # fmt: skip
+])
 def test_folders_in_another_layout(tmp_path, files, message):
     for name, content in files.items():
         write_lines(tmp_path / name, content.splitlines())
@@ -324,7 +324,7 @@ def test_lines_of_two_texts(tmp_path, capsys):
     ("", "has no texts; expected one per line"), ("\n \n", "has no texts"), ("so\na\tb\n", "the line a b has 1 tab(s)"),
     ("so\tno\na\n", "the line a has 0 tab(s)"), ("so\tno\tor\n", "the line so no or has 2 tab(s)"),
     ("so\t\nno\tor\n", "the line so |  lacks one text of its pair"), (" \tno\n", "lacks one text of its pair"),
-])  # fmt: skip
+])
 def test_lines_that_must_be_corrected(tmp_path, content, message):
     (tmp_path / "texts").write_text(content)
     with pytest.raises(UserError, match=re.escape(message)):
