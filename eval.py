@@ -20,16 +20,7 @@ from scipy.special import softmax
 from parts.data import Split
 from parts.errors import UserError, explain_errors, is_out_of_memory, one_line, prepare_stdout
 from parts.flags import Parser
-from parts.settings import (
-    add_names,
-    compared_fields,
-    conflict,
-    read_checkpoint,
-    read_effects,
-    read_grid,
-    read_settings,
-    shown,
-)
+from parts.settings import add_names, compared_fields, conflict, read_effects, read_grid, read_run, read_settings, shown
 from parts.statistics import EXPLAINED, cosines, spread, summarise, table_rows
 from parts.tasks import TASKS, load_data, read_texts
 
@@ -165,7 +156,7 @@ def evaluate(folder: str, args: argparse.Namespace):
 
     Returns five values: the record, and the class names, labels, class logits and features of the test set.
     """
-    record = read_checkpoint(folder)
+    record = read_run(folder)
     task = args.task or record["task"]
     data_dir = args.data_dir or (record["data_dir"] if task in TASKS else None)
     data = load_data(task, data_dir, bool(record["shots"] or record["shots_per_class"]))
@@ -217,9 +208,10 @@ def score(args: argparse.Namespace) -> None:
         print(f"no means over the seeds: {problems[0]}", file=sys.stderr)
     elif max(len(row) for _, row in arms.values()) > 1:
         print("\nMean ± sample standard deviation over the seeds:\n")
-        columns = [np.transpose([record["measures"] for record in row.values()]) for _, row in arms.values()]
-        cells = [[*names, len(row), *(spread(column, 3) for column in of_row)]
-                 for (names, row), of_row in zip(arms.values(), columns, strict=True)]
+        cells = []
+        for names, row in arms.values():
+            columns = np.transpose([record["measures"] for record in row.values()])
+            cells.append([*names, len(row), *(spread(column, 3) for column in columns)])
         print_table(["runs", *differing, "n", *measures], cells)
 
     for record, names, labels, class_logits, _ in tests:
@@ -254,7 +246,7 @@ def tsne(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> None:
     from parts.pretrained import saved_classes
 
-    record = read_checkpoint(args.run)
+    record = read_run(args.run)
     with explain_errors("FILE", args.file, "one text per line in UTF-8, or a table with the column text"):
         rows = read_texts(args.file)
     names = saved_classes(args.run)

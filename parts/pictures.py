@@ -165,7 +165,7 @@ def axis_limits(intervals: list[tuple], pairs: list[tuple[Row, Row]]) -> tuple[f
     return math.floor(min(-8, *marks)), math.ceil(max(18, *marks))
 
 
-def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | None = None,
+def draw_effect(panel, y: float, interval: tuple[float, float, float], row: Row | None = None,
                 ce: Row | None = None) -> None:
     """Draws one line of the figure: the comparison of `row` with `ce`. If `row` is None, draws the mean of a group."""
     mean, low, high = (100 * part for part in interval)
@@ -187,7 +187,7 @@ def draw_effect(panel, y: int, interval: tuple[float, float, float], row: Row | 
     panel.text(1.03, y, signed(mean), transform=panel.get_yaxis_transform(), va="center")
 
 
-def draw_seeds(panel, y: int, gains: list[float]) -> None:
+def draw_seeds(panel, y: float, gains: list[float]) -> None:
     """Draws a dot for each seed. Stacks overlapping dots. A value outside the axis range is written as a number."""
     low, high = panel.get_xlim()
     width = (high - low) / 75  # width of a dot on the axis

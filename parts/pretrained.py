@@ -262,7 +262,7 @@ def check_and_freeze(model: Model, source: str) -> None:
 
     Checks that all weights are finite, that the model accepts a text, and that padding does not change the features of
     a text. If the model has its own classifier, also checks that the class logits depend only on the first token.
-    DistributedDataParallel would wait for gradients of unused parameters.
+    Unused parameters are frozen, because DistributedDataParallel would wait for their gradients.
     """
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise UserError(f"argument --model: {source} has weights that are NaN or infinite; expected a trained model")

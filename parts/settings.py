@@ -76,7 +76,7 @@ def read_settings(files: list[str]) -> Settings:
     return settings
 
 
-def read_checkpoint(folder: str) -> dict:
+def read_run(folder: str) -> dict:
     """Returns the record of the run that wrote a checkpoint folder."""
     file = Path(folder, "record.json")
     if not os.path.isfile(file):
@@ -203,8 +203,8 @@ def rates_and_steps(record: dict) -> tuple[str, ...]:
 def matching_row(rows: dict[tuple, Row], loss: tuple, record: dict) -> Row:
     """Returns the row with `loss` (lam, tau, ce_temperature) that has the learning rates and steps of `record`.
 
-    If several rows match, `eval_every` must be the same, too. If no row has these learning rates and steps, returns the
-    only row with `loss`. If there are several such rows or none, returns an empty dictionary.
+    Tries three rules: the same learning rates, steps and eval_every; the same learning rates and steps; any values.
+    Returns the row of the first rule that exactly one row fulfils. Without such a row, returns an empty dictionary.
     """
     names = rates_and_steps(record)
     candidates = [row for row in rows.values() if first(row)["loss"] == loss]
@@ -236,7 +236,7 @@ def paired_differences(row: Row, other: Row, *splits: str, measure: str = "test_
 def read_effects(files: list[str]) -> list[tuple[Row, Row]]:
     """Returns pairs of table rows: a row of CE + SCL (lam 0.9, tau 0.3), and the matching row of CE.
 
-    Looks for the row of CE in all files. If several rows of CE match, looks only in the file that has the CE + SCL row.
+    Looks for the row of CE in all files. If no row or several rows match, looks only in the file of the CE + SCL row.
     Prints a message for each row of CE + SCL without a matching row of CE.
     """
     effects = []

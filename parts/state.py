@@ -87,7 +87,7 @@ class Training:
 
     @classmethod
     def load(cls, model: Model, config: dict, file: Path) -> "Training":
-        """Restores the training state that `save` wrote. Rejects a file with a wrong checksum."""
+        """Restores the training state that `save` wrote. Rejects a damaged file and the state of another run."""
         with explain_errors("--save-every", file, "the saved state of this run; delete the file to start again"):
             if damaged := zipfile.ZipFile(file).testzip():
                 raise ValueError(f"{damaged} is damaged")

@@ -56,8 +56,8 @@ def test_set_error(row: Row, other: Row) -> float | None:
 def cosines(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Returns two mean cosines: over all pairs of examples of one class, and over all pairs from different classes.
 
-    Computes no N x N matrix. For normalised features z, |sum of z|^2 is the sum of the cosines of all pairs. The pairs
-    include each example with itself.
+    Computes no N x N matrix. For normalised features z, |sum of z|^2 is the sum of the cosines of all pairs. This sum
+    also has the cosine of each example with itself, which is 1.
     """
     z = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
     sizes = np.unique(labels, return_counts=True)[1]
@@ -97,9 +97,10 @@ def pooled(gains: list[tuple[str, dict[int, float]]]) -> tuple[float, float, flo
 
     The list `gains` has the task and the paired differences of each setting. With the same seed, the 100-shot sample
     contains the 20-shot sample. So for one task and seed, the 20-shot and 100-shot results are not independent. Results
-    of different seeds are independent. So for each task and seed, the function sums the deviations of the paired
-    differences from the mean of their setting. The interval comes from the variance of these sums over the seeds. A
-    single setting gives the same result as `t_interval`. The interval is NaN if a setting has fewer than five seeds.
+    of different seeds are independent. The deviation of a seed is its paired difference minus the mean of the setting.
+    The function divides each deviation by sqrt(n (n - 1)), so that the squares of a setting of n seeds add up to its
+    squared standard error. For each task and seed, the function then sums the deviations over the settings. A single
+    setting gives the same result as `t_interval`. The interval is NaN if a setting has fewer than five seeds.
     """
     means = [np.mean(list(differences.values())) for _, differences in gains]
     mean = np.mean(means)

@@ -34,7 +34,7 @@ from parts.statistics import difference, spread, t_interval
 from parts.tasks import load_data
 
 SMALL, BASE = "all-MiniLM-L6-v2", "all-mpnet-base-v2"
-STEPS = {SMALL: 200, BASE: 100}  # of SetFit; CE + SCL has as many, except in base.jsonl
+STEPS = {SMALL: 200, BASE: 100}  # steps of SetFit; CE + SCL has the same number of steps, except in base.jsonl
 TREC6, CR = "own/TREC6", "own/CR"  # folders with train.tsv and test.tsv
 ORDER = ("sst2", "qnli", "mnli", "TREC6", "CR")
 
