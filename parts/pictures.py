@@ -157,7 +157,7 @@ def label_fields(row: Row, ce: Row) -> dict[str, str]:
 
 
 def axis_limits(intervals: list[tuple], pairs: list[tuple[Row, Row]]) -> tuple[float, float]:
-    """Returns the ends of the axis: -8 and 18 points. Extends the axis if a mean, a cross or a diamond is outside."""
+    """Returns the ends of the axis: -8 and 18 points. Extends the axis to show each mean, cross and green diamond."""
     marks = [100 * mean for mean, *_ in intervals]
     for row, ce in pairs:
         if (papers := first(row)["papers_gain"]) is not None:

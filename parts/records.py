@@ -141,7 +141,7 @@ def read_records(file: Path, quiet: bool = False) -> list[dict]:
 
 
 def find_record(results: Path, config: dict) -> dict | None:
-    """Returns the record of a run, or None if the run has no record. Rejects a record of the same name that differs."""
+    """Returns the record of a run, or None. Rejects a record that has the name of the run, but other values."""
     for record in read_records(results, quiet=True):
         if record["run"] == config["run"]:
             if field := differing_field(config, record):

@@ -88,7 +88,7 @@ def read_run(folder: str) -> dict:
 
 
 def conflict(row: Row, record: dict) -> str | None:
-    """Returns why a record cannot be in the same table row as the records of `row`, or None if it can be."""
+    """Returns the reason why a record and the records of `row` cannot share a table row, or None without a reason."""
     if not row:
         return None
     data = ["train_size"]
